@@ -1,0 +1,64 @@
+"""minicl: continual learning whose claims are tested."""
+
+from importlib.metadata import PackageNotFoundError as _NotInstalled
+from importlib.metadata import version as _version
+from typing import Any as _Any
+
+from .datasets import NAMES as DATASETS
+from .datasets import Samples
+from .learner import FeatureExtraction, FineTune, Individual, Joint, Learner, freeze
+from .metrics import Result
+from .networks import cnn, mlp
+from .tasks import SCENARIOS, STREAMS, Task, TaskStream, permuted, rotated, split
+from .training import evaluate, run
+
+try:
+    __version__ = _version("minicl")
+except _NotInstalled:  # a copy of the folder, used as it is
+    __version__ = "0+unknown"
+
+METHODS: dict[str, type[Learner]] = {
+    "finetune": FineTune,
+    "joint": Joint,
+    "individual": Individual,
+    "feature-extraction": FeatureExtraction,
+}
+"""Every method, by its name on the command line."""
+
+
+def __getattr__(name: str) -> _Any:
+    # matplotlib and the exercises load when they are first asked for, not with `import minicl`.
+    import importlib
+
+    if name in ("plots", "exercises"):
+        return importlib.import_module(f".{name}", __name__)
+    if name == "check":
+        return importlib.import_module(".exercises", __name__).check
+    raise AttributeError(f"module 'minicl' has no attribute {name!r}")
+
+
+__all__ = [
+    "DATASETS",
+    "METHODS",
+    "SCENARIOS",
+    "STREAMS",
+    "FeatureExtraction",
+    "FineTune",
+    "Individual",
+    "Joint",
+    "Learner",
+    "Result",
+    "Samples",
+    "Task",
+    "TaskStream",
+    "check",
+    "cnn",
+    "evaluate",
+    "freeze",
+    "mlp",
+    "permuted",
+    "plots",
+    "rotated",
+    "run",
+    "split",
+]

@@ -1,0 +1,121 @@
+"""Files that cannot harm: safetensors with a JSON header, and JSON; written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+FORMAT = 1
+
+
+def write(path: str | Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write tensors and a header that JSON can hold to `path` as safetensors."""
+    from safetensors.torch import save_file
+
+    ready: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().contiguous()
+        # Tied weights share memory, which the format forbids: each name gets a copy of its own.
+        ready[name] = value.clone() if value.data_ptr() in places else value
+        places.add(ready[name].data_ptr())
+    metadata = {"minicl": json.dumps({"format": FORMAT, **header})}
+    atomically(path, lambda temporary: save_file(ready, temporary, metadata=metadata))
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file that `write` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged, or something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            header = json.loads(metadata["minicl"]) if "minicl" in metadata else None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ValueError(f"{str(path)!r} is not a readable safetensors file (damaged, cut short, or something else): {error}") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = None if not isinstance(header, dict) else header.get("format")
+        raise ValueError(f"{str(path)!r} was not written by minicl, or by another version of it (format {found}; allowed: {FORMAT})")
+    return header, tensors
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a value as JSON to `path`."""
+
+    def put(temporary: str) -> None:
+        Path(temporary).write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    atomically(path, put)
+
+
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file; ValueError where the file is damaged, FileNotFoundError where there is none."""
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, IsADirectoryError) as error:
+        raise ValueError(f"{str(path)!r} is not readable JSON (damaged, cut short, or something else): {error}") from error
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise OSError now, and not after an hour of training, where `path` cannot be written."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"cannot write {str(path)!r}: the folder {str(path.parent)!r} is read-only")
+
+
+def atomically(path: str | Path, write: Callable[[str], Any]) -> None:
+    """Let `write` fill a temporary file beside `path` and rename it: what was there is replaced whole or not at all."""
+    check_writable(path)
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        write(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's own mode is for secrets
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def jsonable(value: Any) -> Any:
+    """The value as JSON holds it; what cannot be held, such as a function, becomes a note that it was not saved."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return {"not_saved": getattr(value, "__qualname__", repr(value))}
+
+
+def is_placeholder(value: Any) -> bool:
+    """Whether `jsonable` put this in the place of something it could not hold."""
+    return isinstance(value, dict) and value.keys() == {"not_saved"}

@@ -1,0 +1,209 @@
+"""The accuracy matrix, and every number that is read off it.
+
+R, shape (T, T): R[i, j] is the accuracy (0 to 1) on task j after learning task i; NaN where no head exists yet.
+Rows and columns are counted from 0, in the order in which the tasks were learned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import files
+
+Array = NDArray[np.float64]
+
+
+def average_accuracy(R: ArrayLike) -> float:
+    """ACC = mean over j of R[T-1, j]: what is known in the end (Lopez-Paz and Ranzato 2017, arXiv 1706.08840)."""
+    return float(_matrix(R)[-1].mean())
+
+
+def backward_transfer(R: ArrayLike) -> float:
+    """BWT = mean over j < T-1 of R[T-1, j] - R[j, j]: negative where later tasks harmed earlier ones.
+
+    Lopez-Paz and Ranzato 2017, arXiv 1706.08840. NaN for a single task.
+    """
+    R = _matrix(R)
+    return _mean(R[-1, :-1] - np.diag(R)[:-1])
+
+
+def forward_transfer(R: ArrayLike, b: ArrayLike) -> float:
+    """FWT = mean over j > 0 of R[j-1, j] - b[j]: what earlier tasks are worth to a task not yet learned.
+
+    Lopez-Paz and Ranzato 2017, arXiv 1706.08840. `b`, shape (T,), is the accuracy at random initialisation. NaN for a
+    single task, and where an untrained task has no head, as in scenarios "task" and "class".
+    """
+    R, b = _matrix(R), np.asarray(b, dtype=np.float64)
+    if b.shape != (len(R),):
+        raise ValueError(f"b has shape {b.shape}; allowed: one accuracy at random initialisation a task, ({len(R)},)")
+    return _mean(np.diag(R, k=1) - b[1:])
+
+
+def forgetting(R: ArrayLike) -> float:
+    """F = mean over j < T-1 of (max over i < T-1 of R[i, j]) - R[T-1, j]: what was known at best and is no longer.
+
+    Chaudhry et al. 2018, arXiv 1801.10112. Moments at which a task had no head are left out. NaN for a single task.
+    """
+    R = _matrix(R)
+    if len(R) == 1:
+        return math.nan
+    return _mean(np.nanmax(R[:-1, :-1], axis=0) - R[-1, :-1])
+
+
+def forgetting_ratio(A: ArrayLike, A_R: ArrayLike, A_J: ArrayLike) -> Array:
+    """HAT's rho, shape (T,): rho^{<=t} = mean over tau <= t of (A^{tau<=t} - A_R^tau) / (A_J^{tau<=t} - A_R^tau) - 1.
+
+    Serra et al. 2018, arXiv 1801.01423, Eq. 6. 0 is as good as joint training, -1 as bad as guessing.
+
+    Args:
+        A: accuracies of the method, shape (T, T): row t, column tau.
+        A_R: accuracy of a random classifier on each task, shape (T,).
+        A_J: accuracies of joint training on the tasks up to t, shape (T, T).
+
+    Raises:
+        ValueError: shapes that differ, or joint training that is no better than guessing, where rho has no meaning.
+    """
+    A, A_J, A_R = _matrix(A), _matrix(A_J), np.asarray(A_R, dtype=np.float64)
+    if A_J.shape != A.shape or A_R.shape != (len(A),):
+        raise ValueError(
+            f"A, A_J and A_R have shapes {A.shape}, {A_J.shape} and {A_R.shape}; allowed: (T, T), (T, T) and (T,)"
+        )
+    known = np.tril(np.ones(A.shape, dtype=bool))
+    if bool(np.any((A_J - A_R == 0) & known)):
+        raise ValueError("joint training is exactly as good as a random classifier on some task, so rho would divide by zero")
+    rho = np.where(known, (A - A_R) / np.where(known, A_J - A_R, 1.0) - 1, 0.0)
+    return np.asarray(rho.sum(axis=1) / known.sum(axis=1))
+
+
+def learning_curve_area(curve: ArrayLike) -> float:
+    """Area under a learning curve, divided by its length: the mean accuracy while learning, by the trapezoid rule.
+
+    Rusu et al. 2016, arXiv 1606.04671, measure transfer as this area over that of a single column trained alone.
+    `curve`: accuracies at evenly spaced moments, at least two.
+    """
+    curve = np.asarray(curve, dtype=np.float64)
+    if curve.ndim != 1 or len(curve) < 2:
+        raise ValueError(f"a learning curve of shape {curve.shape} has no area; allowed: at least two accuracies in a row")
+    return float(np.trapezoid(curve) / (len(curve) - 1))
+
+
+def _matrix(R: ArrayLike) -> Array:
+    matrix = np.asarray(R, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
+        raise ValueError(f"the accuracy matrix has shape {matrix.shape}; allowed: square, (T, T)")
+    return matrix
+
+
+def _mean(values: Array) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+@dataclass(eq=False)
+class Result:
+    """What a run measured.
+
+    Attributes:
+        accuracy: R, shape (T, T); NaN where no head exists yet.
+        baseline: accuracy of each task at random initialisation, shape (T,); NaN where no head exists before a task.
+        learning_curves: for each task, accuracy on its test data before training and after each epoch.
+        parameters: weights stored at the end.
+        seconds: spent in training, evaluation left out.
+        method, hyperparameters, needs_task_id: what learned, and whether it was told the task id at test time.
+        stream, scenario, seed, settings: on what, and how.
+        capacity: the learner's own account of what it used.
+    """
+
+    accuracy: Array
+    baseline: Array
+    learning_curves: list[list[float]]
+    parameters: int
+    seconds: float
+    method: str = ""
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    needs_task_id: bool = False
+    scenario: str = ""
+    stream: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    capacity: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.accuracy = _matrix(self.accuracy)
+        self.baseline = np.asarray(self.baseline, dtype=np.float64)
+        if self.baseline.shape != (len(self.accuracy),):
+            raise ValueError(f"baseline has shape {self.baseline.shape}; allowed: ({len(self.accuracy)},), one number a task")
+
+    @property
+    def average_accuracy(self) -> float:
+        """ACC, see `average_accuracy`."""
+        return average_accuracy(self.accuracy)
+
+    @property
+    def backward_transfer(self) -> float:
+        """BWT, see `backward_transfer`."""
+        return backward_transfer(self.accuracy)
+
+    @property
+    def forward_transfer(self) -> float:
+        """FWT, see `forward_transfer`."""
+        return forward_transfer(self.accuracy, self.baseline)
+
+    @property
+    def forgetting(self) -> float:
+        """F, see `forgetting`."""
+        return forgetting(self.accuracy)
+
+    @property
+    def knows_task_id(self) -> bool:
+        """Whether anyone told the learner the task id at test time."""
+        return self.scenario == "task"
+
+    def save(self, path: str | Path) -> None:
+        """Write the result to `path` as JSON; NaN becomes null. OSError where the path cannot be written."""
+        files.write_json(path, {"format": files.FORMAT, "kind": "result", **_without_nan(asdict(self))})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Result:
+        """The result saved at `path`, exactly as it was.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is damaged, or something else.
+        """
+        value = files.read_json(path)
+        if not isinstance(value, dict) or value.pop("kind", None) != "result" or value.pop("format", None) != files.FORMAT:
+            raise ValueError(f"{str(path)!r} holds no result of minicl (format {files.FORMAT})")
+        try:
+            result = cls(**value)
+            result.learning_curves = [[_nan(a) for a in curve] for curve in result.learning_curves]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{str(path)!r} holds a result that is incomplete or damaged: {error}") from error
+        return result
+
+    def __str__(self) -> str:
+        numbers = [f"ACC {self.average_accuracy:.1%}", f"BWT {self.backward_transfer:+.1%}", f"F {self.forgetting:.1%}"]
+        name = self.stream.get("name", "stream")
+        return f"{self.method} on {name} ({self.scenario}, {len(self.accuracy)} tasks): " + ", ".join(numbers)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return files.jsonable(value)
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,110 @@
+"""Backbones: plain `nn.Sequential` networks from a batch to features of shape (batch, features).
+
+Any other `nn.Module` with that shape of output serves as well; these are here so that examples fit on one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+def mlp(
+    *widths: int, activation: type[nn.Module] = nn.ReLU, bias: bool = True, batchnorm: bool = False, dropout: float = 0.0
+) -> nn.Sequential:
+    """A fully connected backbone. `mlp(64, 256, 256)` takes 64 numbers (images are flattened) to 256 features.
+
+    Args:
+        widths: number of inputs, then the width of each hidden layer; at least two positive integers.
+        activation: the module after each layer.
+        bias: give the layers biases.
+        batchnorm: normalise before each activation.
+        dropout: probability of dropping a unit after each activation.
+
+    Raises:
+        ValueError: fewer than two widths, a width below 1, or a dropout outside [0, 1).
+    """
+    _check("mlp", widths, dropout)
+    layers: list[nn.Module] = [nn.Flatten()]
+    for n_in, n_out in zip(widths, widths[1:], strict=False):
+        layers.append(nn.Linear(n_in, n_out, bias=bias))
+        layers += _after(activation, nn.BatchNorm1d(n_out) if batchnorm else None, dropout)
+    return _drawn(nn.Sequential(*layers))
+
+
+def cnn(
+    *channels: int,
+    kernel_size: int = 3,
+    pool: int = 2,
+    activation: type[nn.Module] = nn.ReLU,
+    bias: bool = True,
+    batchnorm: bool = False,
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """A convolutional backbone. `cnn(1, 16, 32)` takes grey images through two blocks to flattened maps.
+
+    Each block is a convolution that keeps the size, an activation, and a max-pooling that divides it by `pool`.
+
+    Args:
+        channels: channels of the image, then of each block; at least two positive integers.
+        kernel_size: side of the kernels, odd.
+        pool: side of the pooling windows; 1 for none.
+        activation, bias, batchnorm, dropout: as for `mlp`.
+
+    Raises:
+        ValueError: fewer than two channel counts, one below 1, an even kernel, pool below 1, dropout outside [0, 1).
+    """
+    _check("cnn", channels, dropout)
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size is {kernel_size}; allowed: odd numbers from 1 up, which keep the size of the image")
+    if pool < 1:
+        raise ValueError(f"pool is {pool}; allowed: integers from 1 (no pooling) up")
+    layers: list[nn.Module] = []
+    for n_in, n_out in zip(channels, channels[1:], strict=False):
+        layers.append(nn.Conv2d(n_in, n_out, kernel_size, padding=kernel_size // 2, bias=bias))
+        layers += _after(activation, nn.BatchNorm2d(n_out) if batchnorm else None, dropout)
+        if pool > 1:
+            layers.append(nn.MaxPool2d(pool))
+    return _drawn(nn.Sequential(*layers, nn.Flatten()))
+
+
+def _after(activation: type[nn.Module], norm: nn.Module | None, dropout: float) -> list[nn.Module]:
+    return [*([norm] if norm else []), activation(), *([nn.Dropout(dropout)] if dropout else [])]
+
+
+def _check(name: str, sizes: tuple[int, ...], dropout: float) -> None:
+    if len(sizes) < 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
+        raise ValueError(f"{name}{sizes} is not a network; allowed: at least two positive integers, such as {name}(64, 256)")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}; allowed: from 0 up to, but not including, 1")
+
+
+# A run must depend on its seed alone, not on what drew random numbers before the network was written down. So `run`
+# draws the weights of these networks anew, from its seed, as long as nobody has trained or loaded them. Networks from
+# elsewhere, which may be pretrained, are taken as they come.
+
+
+def redraw(network: nn.Module) -> bool:
+    """Draw the weights anew if `network` comes from `mlp` or `cnn` and still has its first weights; say if it did."""
+    first = getattr(network, "_first_weights", None)
+    if first is None or first != _digest(network):
+        return False
+    for module in network.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    network._first_weights = _digest(network)  # type: ignore[assignment]
+    return True
+
+
+def _drawn(network: nn.Sequential) -> nn.Sequential:
+    network._first_weights = _digest(network)  # type: ignore[assignment]
+    return network
+
+
+def _digest(network: nn.Module) -> str:
+    digest = hashlib.blake2b()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy() if tensor.ndim else b"")
+    return digest.hexdigest()

@@ -1,0 +1,298 @@
+"""`run`: learn the tasks of a stream one after another, and measure every task after each."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .datasets import Samples
+from .learner import Learner
+from .metrics import Result
+from .tasks import Task, TaskStream
+
+SGD = partial(torch.optim.SGD, lr=0.1)
+
+
+def run(
+    learner: Learner,
+    stream: TaskStream | Sequence[Task],
+    *,
+    epochs: int = 10,
+    batch_size: int = 32,
+    optimizer: Callable[..., torch.optim.Optimizer] = SGD,
+    schedule: Callable[[torch.optim.Optimizer], Any] | None = None,
+    patience: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    progress: bool | None = None,
+) -> Result:
+    """Learn the tasks of `stream` in order; after each, evaluate every task that has a head.
+
+    The same seed gives the same result, bit for bit, on the same machine; the state of the global random generators
+    neither matters nor changes. Networks from `minicl.mlp` and `minicl.cnn` that are still untouched are drawn from the
+    seed; any other network keeps the weights that it comes with.
+
+    Args:
+        learner: trained in place.
+        stream: tasks in the order in which they are learned.
+        epochs: passes over a task's training data for each call of `fit`, unless the method asks for another number.
+        batch_size: samples a step. A last batch of one sample joins the batch before it.
+        optimizer: makes an optimiser from parameters; called anew for every call of `fit`.
+        schedule: makes a learning-rate scheduler from the optimiser; stepped after each epoch, with the validation
+            loss where it wants one (ReduceLROnPlateau).
+        patience: stop after so many epochs without a better validation accuracy, and go back to the best epoch.
+        seed: for initial weights, the order of samples, dropout.
+        device: "cpu", "cuda", "cuda:1", "mps".
+        progress: show a progress bar; by default where a person watches (a terminal, and not in CI).
+
+    Raises:
+        ValueError: an argument out of its range, a task learned before, a scenario in which the method cannot work, a
+            device that is not there; before anything is trained.
+        FloatingPointError: the loss became NaN or infinite; says at which task and step.
+    """
+    tasks = list(stream)
+    place = check_device(device)
+    _check(learner, tasks, epochs, batch_size, patience, seed)
+    name = getattr(stream, "name", "stream")
+    curves: list[list[float]] = []
+    T = len(tasks)
+    R, b = np.full((T, T), np.nan), np.full(T, np.nan)
+    with _random_numbers_of(seed, place), _bar(progress, T * epochs) as bar:
+        learner.to(place)
+        learner.redraw()
+        order = torch.Generator().manual_seed(seed)
+        if tasks[0].scenario == "domain" and not learner.tasks:  # the one scenario with a head before the first task
+            learner.prepare(tasks[0])
+            b = np.array([evaluate(learner, task) for task in tasks])
+        seconds = 0.0
+        for i, task in enumerate(tasks):
+            fit = _Fit(learner, task, epochs, batch_size, optimizer, schedule, patience, order, place, bar)
+            learner.learn(task, fit)
+            seconds += fit.seconds
+            curves.append(fit.curve)
+            for j, other in enumerate(tasks):
+                if j <= i or other.scenario == "domain":
+                    R[i, j] = evaluate(learner, other)
+    capacity = learner.capacity()
+    return Result(
+        accuracy=R,
+        baseline=b,
+        learning_curves=curves,
+        parameters=capacity["parameters"],
+        seconds=seconds,
+        method=type(learner).__name__,
+        hyperparameters=dict(learner.hyperparameters),
+        needs_task_id=learner.needs_task_id,
+        scenario=tasks[0].scenario,
+        stream={"name": name, **getattr(stream, "settings", {})},
+        seed=seed,
+        settings={
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "optimizer": _describe(optimizer),
+            "schedule": None if schedule is None else _describe(schedule),
+            "patience": patience,
+            "device": place.type,
+        },
+        capacity=capacity,
+    )
+
+
+@torch.no_grad()
+def evaluate(learner: Learner, task: Task, part: str = "test", batch_size: int = 1000) -> float:
+    """Accuracy (0 to 1) on a part of a task: "test", "valid" or "train". The task id is given in scenario "task" alone."""
+    samples = task.make(part)
+    if not len(samples):
+        raise ValueError(f"task {task.id} has no {part} samples to evaluate on")
+    task_id = task.id if task.scenario == "task" else None
+    training = learner.training
+    learner.eval()
+    right = sum(
+        int((learner(x.to(learner.device), task_id).argmax(1) == y.to(learner.device)).sum())
+        for x, y in zip(samples.x.split(batch_size), samples.y.split(batch_size), strict=True)
+    )
+    learner.train(training)
+    return right / len(samples)
+
+
+class _Fit:
+    """The optimisation loop that `run` hands to `learn`. It never asks which method it runs."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        task: Task,
+        epochs: int,
+        batch_size: int,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        schedule: Callable[[torch.optim.Optimizer], Any] | None,
+        patience: int | None,
+        order: torch.Generator,
+        device: torch.device,
+        bar: Any,
+    ) -> None:
+        self.learner, self.task, self.epochs, self.batch_size = learner, task, epochs, batch_size
+        self.optimizer, self.schedule, self.patience = optimizer, schedule, patience
+        self.order, self.device, self.bar = order, device, bar
+        self.curve: list[float] = []
+        self.seconds = 0.0
+        self.calls = 0
+
+    def __call__(self, epochs: int | None = None, tasks: Sequence[Task] | None = None) -> None:
+        """Train for `epochs` (the run's, by default) on the task at hand, or on the mixture of `tasks`."""
+        epochs = self.epochs if epochs is None else epochs
+        learner, mixture = self.learner, [self.task] if tasks is None else list(tasks)
+        self._announce(epochs)
+        data = _mix(mixture, self.device)
+        task_id = self.task.id if self.task.scenario == "task" else None
+        ids = data.ids if tasks is not None else None
+        trainable = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+        optimizer = learner.protect(self.optimizer(trainable))
+        schedule = None if self.schedule is None else self.schedule(optimizer)
+        best, best_epoch, best_state = -1.0, 0, None
+        if not self.curve:
+            self.curve.append(evaluate(learner, self.task))
+        for epoch in range(1, epochs + 1):
+            started = time.perf_counter()
+            learner.train()
+            batches = self._batches(len(data.y))
+            last = max(len(batches) - 1, 1)
+            for step, rows in enumerate(batches):
+                learner.before_step(step / last if len(batches) > 1 else 1.0)
+                optimizer.zero_grad()
+                loss = learner.loss(data.x[rows], data.y[rows], task_id if ids is None else ids[rows])
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"the loss became {value} at task {self.task.id} ({self.task.name}), epoch {epoch} of {epochs}, "
+                        f"step {step + 1} of {len(batches)}; a smaller learning rate may help. "
+                        "The tasks learned before are kept"
+                    )
+                loss.backward()
+                optimizer.step()
+            learner.eval()
+            self.seconds += time.perf_counter() - started
+            self.curve.append(evaluate(learner, self.task))
+            self.bar.set_postfix_str(f"task {self.task.id}, accuracy {self.curve[-1]:.1%}", refresh=False)
+            self.bar.update()
+            if schedule is not None:
+                self._step(schedule, mixture)
+            if self.patience is not None:
+                accuracy = float(np.mean([evaluate(learner, task, "valid") for task in mixture]))
+                if accuracy > best:
+                    best, best_epoch = accuracy, epoch
+                    best_state = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+                elif epoch - best_epoch >= self.patience:
+                    self.bar.total -= epochs - epoch
+                    break
+        if best_state is not None:
+            learner.load_state_dict(best_state)
+
+    def _announce(self, epochs: int) -> None:
+        """A method may call `fit` more than once, or for longer: the bar then has more to do than was planned."""
+        self.bar.total += epochs if self.calls else epochs - self.epochs
+        self.calls += 1
+
+    def _batches(self, n: int) -> list[Tensor]:
+        rows = list(torch.randperm(n, generator=self.order).to(self.device).split(self.batch_size))
+        if len(rows) > 1 and len(rows[-1]) == 1:  # BatchNorm has no statistics of one sample
+            rows[-2:] = [torch.cat(rows[-2:])]
+        return rows
+
+    def _step(self, schedule: Any, mixture: Sequence[Task]) -> None:
+        if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            schedule.step(float(np.mean([self._valid_loss(task) for task in mixture])))
+        else:
+            schedule.step()
+
+    @torch.no_grad()
+    def _valid_loss(self, task: Task) -> float:
+        valid = task.make("valid").to(self.device)
+        logits = self.learner(valid.x, task.id if task.scenario == "task" else None)
+        return nn.functional.cross_entropy(logits, valid.y).item()
+
+
+class _mix:
+    """Training data of one or more tasks on the device, with the task id of each sample."""
+
+    def __init__(self, tasks: Sequence[Task], device: torch.device) -> None:
+        parts: list[Samples] = [task.make("train").to(device) for task in tasks]
+        one = len(parts) == 1
+        self.x = parts[0].x if one else torch.cat([part.x for part in parts])
+        self.y = parts[0].y if one else torch.cat([part.y for part in parts])
+        lengths = torch.tensor([len(part) for part in parts])
+        self.ids = torch.tensor([task.id for task in tasks]).repeat_interleave(lengths).to(device)
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """The device, or a ValueError that says which ones there are."""
+    allowed = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        allowed.append("mps")
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"unknown device {device!r}; there are: {', '.join(allowed)}") from error
+    there = place.type == "cpu" or str(place) in allowed or (place.index is None and any(a.startswith(place.type) for a in allowed))
+    if not there:
+        raise ValueError(f"the device {str(device)!r} is not there; there are: {', '.join(allowed)}")
+    return place
+
+
+def _check(learner: Learner, tasks: list[Task], epochs: int, batch_size: int, patience: int | None, seed: int) -> None:
+    if not isinstance(learner, Learner):
+        raise TypeError(f"the learner is a {type(learner).__name__}; allowed: a minicl.Learner such as minicl.FineTune(backbone)")
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", 1 if patience is None else patience)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}; allowed: integers from 1 up")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; allowed: integers from 0 up")
+    if not tasks:
+        raise ValueError("the stream has no tasks; at least one is needed")
+    for task in tasks:
+        learner.accepts(task.scenario)
+        if task.id in learner.learned:
+            raise ValueError(f"task {task.id} has been learned already; go on with stream[{len(learner.learned)}:]")
+        if patience is not None and not len(task.make("valid")):
+            raise ValueError(f"patience needs validation samples, and task {task.id} has none; make the stream with validation > 0")
+
+
+@contextmanager
+def _random_numbers_of(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers that depend on the seed alone, and leave the process's generators as they were."""
+    cuda = device.type == "cuda"
+    deterministic: AbstractContextManager[Any] = (
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True) if cuda else nullcontext()
+    )
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else []), deterministic:
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _bar(progress: bool | None, total: int) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    shown = sys.stderr.isatty() and not os.environ.get("CI") if progress is None else progress
+    with tqdm(total=total, unit="epoch", disable=not shown) as bar:
+        if not shown:
+            bar.total = total  # a disabled bar forgets it
+        yield bar
+
+
+def _describe(factory: Any) -> str:
+    """A factory in words that fit into a file: partial(SGD, lr=0.1) -> "SGD(lr=0.1)"."""
+    if isinstance(factory, partial):
+        arguments = [*map(repr, factory.args), *(f"{k}={v!r}" for k, v in factory.keywords.items())]
+        return f"{getattr(factory.func, '__name__', factory.func)}({', '.join(arguments)})"
+    return str(getattr(factory, "__qualname__", None) or type(factory).__name__)
