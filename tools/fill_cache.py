@@ -1,0 +1,99 @@
+"""Execute the notebooks that have no valid result yet, several at a time, and keep the results for the build.
+
+jupyter-cache recognises a notebook by its code cells alone. A change inside `minicl`, in the pins or in Python would
+leave old numbers on the page, so a fingerprint of all of these lies beside the cache, which is dropped when it differs.
+
+    python tools/fill_cache.py [--jobs N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import yaml
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
+from jupyter_cache.executors.utils import single_nb_execution
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / "_build" / ".jupyter_cache"
+FINGERPRINT = ROOT / "_build" / ".jupyter_cache_fingerprint"
+
+
+def fingerprint() -> str:
+    """A hash of everything, except the notebooks themselves, that their results depend on."""
+    files = [*(ROOT / "minicl").rglob("*.py"), *(ROOT / "book").rglob("*.py"), ROOT / "requirements.txt"]
+    digest = hashlib.sha256(sys.version.encode())
+    for file in sorted(files):
+        digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def pages() -> list[Path]:
+    """The notebooks of the book."""
+    return sorted(p for p in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+def execute(path: Path, notebook: NotebookNode, timeout: int) -> tuple[NotebookNode, float, str | None]:
+    """Run one notebook in its own folder; returns it with its outputs, the seconds, and the traceback of a failure."""
+    result = single_nb_execution(notebook, cwd=str(path.parent), timeout=timeout, allow_errors=False)
+    return result.nb, result.time, result.exc_string
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Execute the notebooks of the book, several at a time.")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="notebooks at a time")
+    jobs = max(1, parser.parse_args().jobs)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    timeout = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["execute"]["timeout"]
+
+    now = fingerprint()
+    if CACHE.exists() and (not FINGERPRINT.exists() or FINGERPRINT.read_text() != now):
+        print("minicl, the pins or Python changed: every notebook runs again")
+        shutil.rmtree(CACHE)
+    CACHE.parent.mkdir(exist_ok=True)
+    FINGERPRINT.write_text(now)
+
+    cache = get_cache(CACHE)
+    todo: list[tuple[Path, NotebookNode]] = []
+    for path in pages():
+        notebook = cache.get_project_notebook(cache.add_nb_to_project(str(path)).pk).nb
+        try:
+            cache.match_cache_notebook(notebook)
+        except KeyError:
+            todo.append((path, notebook))
+    total = len(pages())
+    print(f"{total - len(todo)} of {total} notebooks are up to date", flush=True)
+
+    failed = 0
+    start = time.perf_counter()
+    if todo:
+        with ProcessPoolExecutor(max_workers=min(jobs, len(todo))) as pool:
+            running = {pool.submit(execute, path, notebook, timeout): path for path, notebook in todo}
+            for done, future in enumerate(as_completed(running), start=1):
+                path = running[future]
+                notebook, seconds, trouble = future.result()
+                name = path.relative_to(ROOT).as_posix()
+                if trouble is None:
+                    bundle = CacheBundleIn(notebook, str(path), data={"execution_seconds": seconds})
+                    cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+                    print(f"[{done}/{len(todo)}] {name}: {seconds:.1f} s", flush=True)
+                else:
+                    failed += 1
+                    print(f"[{done}/{len(todo)}] {name}: FAILED\n{trouble}", file=sys.stderr, flush=True)
+        print(f"executed {len(todo)} notebooks in {time.perf_counter() - start:.0f} s")
+    if failed:
+        print(f"{failed} of {len(todo)} notebooks failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
