@@ -1,0 +1,40 @@
+"""Fair comparisons on a busy machine: the candidates take turns, and the medians are compared."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+Candidate = Callable[[], object]
+
+
+def compare(candidates: dict[str, Candidate], rounds: int = 20, unit: str = "ms", per: int = 1) -> dict[str, float]:
+    """Median seconds of each candidate, over `rounds` rounds in which all take turns; prints them as a table.
+
+    Args:
+        candidates: what to time, by name; the first is what the others are compared with. A candidate that returns a
+            float says itself how many seconds it took (so that it can leave its preparations out); otherwise the
+            whole call is timed.
+        rounds: so many turns each, after one that is not counted. The order is reversed every other round.
+        unit: "s", "ms" or "us", for the table.
+        per: divide the times by this number, for example by the steps that one call makes.
+    """
+    scale = {"s": 1.0, "ms": 1e3, "us": 1e6}[unit]
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(rounds + 1):
+        for name in candidates if turn % 2 else reversed(candidates):
+            started = time.perf_counter()
+            told = candidates[name]()
+            elapsed = time.perf_counter() - started
+            if turn:  # the first turn warms up
+                times[name].append((told if isinstance(told, float) else elapsed) / per)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    first = next(iter(candidates))
+    width = max(map(len, candidates))
+    print(f"{'':{width}}  median {unit:>4}  ratio of medians  median of ratios")
+    for name, median in medians.items():
+        # Neighbours in time share what else the machine was doing, so their ratios spread less than the times do.
+        ratio = statistics.median(a / b for a, b in zip(times[name], times[first], strict=True))
+        print(f"{name:{width}}  {median * scale:11.4f}  {median / medians[first]:16.3f}  {ratio:16.3f}")
+    return medians
