@@ -1,0 +1,308 @@
+"""`minicl.check(name, answer)`: is this answer to an exercise of the book right, and if not, where does it go wrong?
+
+A chapter's exercises are one module here, named as the exercises are: `forgetting-1`, `forgetting-2` live in
+`forgetting.py`. An exercise is a function of the answer that returns if the answer is right and raises `Hint` if not:
+
+    @exercise("measuring-1")
+    def average(answer: Any) -> str:
+        "ACC of an accuracy matrix: a function of R, shape (T, T)."
+        compare(
+            answer,
+            lambda R: float(R[-1].mean()),                       # a right answer
+            cases=[(random_matrix(),) for _ in range(5)],        # arguments to try it on
+            mistakes={"mean of the whole matrix": (lambda R: float(R.mean()), "Which row was measured last?")},
+        )
+        return "It says nothing about which task was lost."      # optional: a word to those who got it right
+
+- The docstring says in one line what is asked for and of what type the answer is.
+- Take the answer apart with `number`, `array`, `text`, `call`, and judge it with `is_number`, `is_text`, `compare`;
+  all of them raise `Hint` where the answer has the wrong type or shape, is NaN, or raises an error itself. For a
+  learner, look at what it does, and `raise Hint("...", mistake="...")`. Whatever else is raised becomes a hint too.
+- A hint points at the mistake and keeps the answer back. Name the wrong answers that people really give (`mistakes`,
+  or `Hint(..., mistake=...)`), at least two an exercise.
+- Random cases: draw them from torch's global generator, which `check` seeds (and gives back as it was).
+
+`tests/exercises/<chapter>.py` holds two tables: `RIGHT`, a list of right answers for every exercise, and `WRONG`, for
+every exercise a dictionary from a mistake's name to an answer that makes it. `tests/test_exercises.py` finds every
+exercise and fails where one is missing.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Checker = TypeVar("Checker", bound=Callable[[Any], str | None])
+
+EXERCISES: dict[str, Callable[[Any], str | None]] = {}
+"""The exercises of the chapters loaded so far, by name."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `check` says. True where the answer is right.
+
+    Attributes:
+        right: whether the answer is right.
+        words: the hint; or, for a right answer, what is worth noticing (may be empty).
+        mistake: the name of the mistake, where it is a known one; empty otherwise.
+    """
+
+    right: bool
+    words: str = ""
+    mistake: str = ""
+
+    def __bool__(self) -> bool:
+        return self.right
+
+    def __repr__(self) -> str:
+        return f"{'Right.' if self.right else 'Not yet.'} {self.words}".strip()
+
+
+class Hint(Exception):
+    """Raised by an exercise where the answer is wrong: words that point at the mistake, and its name if it is known."""
+
+    def __init__(self, words: str, mistake: str = "") -> None:
+        super().__init__(words)
+        self.words, self.mistake = words, mistake
+
+
+def check(name: str, answer: Any) -> Verdict:
+    """Is `answer` right? The verdict is true if it is, and shows a hint if it is not.
+
+    Args:
+        name: of the exercise, such as "forgetting-1".
+        answer: whatever the exercise asks for: a number, a text, an array, a function, a learner.
+
+    Raises:
+        ValueError: no exercise of that name; the message lists those that there are.
+    """
+    checker = _find(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            words = checker(answer)
+        except Hint as hint:
+            return Verdict(False, hint.words, hint.mistake)
+        except Exception as error:
+            return Verdict(
+                False,
+                f"Trying your answer raised {_error(error)}. Does it have the type that is asked for: {asked(name)}",
+            )
+    return Verdict(True, words or "")
+
+
+def exercise(name: str) -> Callable[[Checker], Checker]:
+    """Register a function of the answer as the exercise `name`."""
+
+    def register(checker: Checker) -> Checker:
+        if name in EXERCISES and EXERCISES[name].__module__ != checker.__module__:
+            raise ValueError(f"there are two exercises {name!r}")
+        EXERCISES[name] = checker
+        return checker
+
+    return register
+
+
+def chapters() -> list[str]:
+    """The chapters that have exercises."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def exercises(chapter: str) -> list[str]:
+    """The names of a chapter's exercises, in order. ValueError where there is no such chapter."""
+    if chapter not in chapters():
+        raise ValueError(f"no chapter {chapter!r} has exercises; allowed: {', '.join(chapters())}")
+    importlib.import_module(f".{chapter}", __name__)
+    return sorted((n for n in EXERCISES if n.rpartition("-")[0] == chapter), key=lambda n: (len(n), n))
+
+
+def asked(name: str) -> str:
+    """What an exercise asks for, in one line."""
+    return " ".join((_find(name).__doc__ or "").split())
+
+
+def _find(name: str) -> Callable[[Any], str | None]:
+    chapter = name.rpartition("-")[0] if isinstance(name, str) else ""
+    if chapter not in chapters():
+        examples = ", ".join(f"{c}-1" for c in chapters())
+        raise ValueError(f"there is no exercise {name!r}; chapters and the first exercise of each: {examples}")
+    names = exercises(chapter)
+    if name not in names:
+        raise ValueError(f"there is no exercise {name!r}; this chapter has: {', '.join(names)}")
+    return EXERCISES[name]
+
+
+# ---- taking an answer apart ----------------------------------------------------------------------------------------
+
+
+def number(answer: Any, what: str = "The answer") -> float:
+    """The answer as a float: from a number, or from an array or tensor of one entry."""
+    value = array(answer, what=what)
+    if value.size != 1:
+        raise Hint(f"{what} should be a single number; yours has the shape {value.shape}.")
+    return float(value.reshape(()))
+
+
+def array(answer: Any, shape: Sequence[int] | None = None, what: str = "The answer") -> NDArray[np.float64]:
+    """The answer as an array of finite numbers, and of the given shape."""
+    if answer is None:
+        raise Hint(f"{what} is None. Does your function return what it computed?")
+    if callable(answer):
+        raise Hint(f"{what} is a function; numbers are asked for. Did you forget to call it?")
+    if isinstance(answer, torch.Tensor):
+        answer = answer.detach().cpu().numpy()
+    try:
+        value = np.asarray(answer, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise Hint(f"{what} is a {type(answer).__name__}; numbers are asked for.") from None
+    if shape is not None and value.shape != tuple(shape):
+        raise Hint(f"{what} should have the shape {tuple(shape)}; yours has {value.shape}.")
+    if not np.isfinite(value).all():
+        raise Hint(f"{what} holds NaN or infinity. A division by zero, or an entry that was never measured?")
+    return value
+
+
+def text(answer: Any, allowed: Sequence[str], what: str = "The answer") -> str:
+    """The answer as one of the `allowed` words, which capitals and spaces at its ends do not change."""
+    if not isinstance(answer, str) or answer.strip().lower() not in allowed:
+        shown = repr(answer) if isinstance(answer, (str, int, float, type(None))) else f"a {type(answer).__name__}"
+        raise Hint(f"{what} is {shown}; allowed: {', '.join(map(repr, allowed))}.")
+    return answer.strip().lower()
+
+
+def call(function: Any, *arguments: Any, what: str = "Your function") -> Any:
+    """What the reader's function returns. It gets copies, so that it cannot change what it is tested with."""
+    if not callable(function):
+        raise Hint(
+            f"A function is asked for; the answer is a {type(function).__name__}. "
+            "Give the function itself, without calling it."
+        )
+    before = copy.deepcopy(arguments)
+    given = copy.deepcopy(arguments)
+    try:
+        value = function(*given)
+    except Exception as error:
+        raise Hint(f"{what} raised {_error(error)}, called with {_show(arguments)}.") from error
+    if not _same(before, given):
+        raise Hint(
+            f"{what} changes what it is given ({_show(arguments)}). Work on a copy.", mistake="changes its argument"
+        )
+    return value
+
+
+# ---- judging it ----------------------------------------------------------------------------------------------------
+
+Mistakes = Mapping[str, tuple[Any, str]]
+"""Wrong answers that people really give: name -> (the wrong number, or the function that computes it, hint)."""
+
+USUAL = {
+    "wrong sign": (-1.0, "The size is right, the sign is not. Which of the two is subtracted from which?"),
+    "percent": (100.0, "That is in percent; the book computes with shares between 0 and 1."),
+}
+"""Mistakes that any number can suffer from: name -> (the factor, hint)."""
+
+
+def is_number(answer: Any, right: float, mistakes: Mapping[str, tuple[float, str]], tolerance: float = 1e-6) -> None:
+    """Hint unless the answer is the number `right`, to within `tolerance`, relative and absolute."""
+    value = number(answer)
+    if close(value, right, tolerance):
+        return
+    for name, (wrong, words) in mistakes.items():
+        if close(value, wrong, tolerance):
+            raise Hint(words, mistake=name)
+    for name, (factor, words) in USUAL.items():
+        if close(value, factor * right, tolerance):
+            raise Hint(words, mistake=name)
+    raise Hint(f"{value:.6g} is too {'large' if value > right else 'small'}. Work it out again, step by step.")
+
+
+def is_text(answer: Any, right: str, mistakes: Mapping[str, str], what: str = "The answer") -> None:
+    """Hint unless the answer is `right`; the other allowed answers are those that have a hint in `mistakes`."""
+    given = text(answer, sorted([right, *mistakes]), what)
+    if given != right:
+        raise Hint(mistakes[given], mistake=given)
+
+
+def compare(
+    answer: Any,
+    right: Callable[..., Any],
+    cases: Sequence[tuple[Any, ...]],
+    mistakes: Mapping[str, tuple[Callable[..., Any], str]],
+    tolerance: float = 1e-5,
+) -> None:
+    """Hint unless the function `answer` returns what `right` returns, for every one of the `cases`.
+
+    A mistake is recognised where its function gives what the answer gives, for every case.
+    """
+    values = []
+    for case in cases:
+        expected = np.asarray(array(right(*copy.deepcopy(case))))
+        values.append((array(call(answer, *case), expected.shape, "What your function returns"), expected))
+    if all(close(value, expected, tolerance) for value, expected in values):
+        return
+
+    def explains(wrong: Callable[..., Any]) -> bool:
+        made = [array(wrong(*copy.deepcopy(case))) for case in cases]
+        return all(m.shape == v.shape and close(m, v, tolerance) for m, (v, _) in zip(made, values, strict=True))
+
+    for name, (wrong, words) in mistakes.items():
+        if explains(wrong):
+            raise Hint(words, mistake=name)
+    for name, (factor, words) in USUAL.items():
+        if all(close(value, factor * expected, tolerance) for value, expected in values):
+            raise Hint(words, mistake=name)
+    case, value = next((c, v) for c, (v, e) in zip(cases, values, strict=True) if not close(v, e, tolerance))
+    raise Hint(f"For {_show(case)} your function returns {_show((value,))}. Work this case out by hand and compare.")
+
+
+def close(a: Any, b: Any, tolerance: float = 1e-6) -> bool:
+    """Equal to within `tolerance`, relative and absolute, in every entry."""
+    return bool(np.allclose(a, b, rtol=tolerance, atol=tolerance))
+
+
+# ---- words ---------------------------------------------------------------------------------------------------------
+
+
+def _error(error: BaseException) -> str:
+    words = str(error).splitlines()
+    return f"{type(error).__name__} ({words[0]})" if words else type(error).__name__
+
+
+def _show(values: tuple[Any, ...]) -> str:
+    return ", ".join(_show_one(value) for value in values)
+
+
+def _show_one(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        if value.size > 16:
+            return f"an array of shape {value.shape}"
+        return str(np.round(value.astype(np.float64), 3).tolist())
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else str(value)
+    return repr(value) if isinstance(value, (str, int, bool, type(None))) else f"a {type(value).__name__}"
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, (tuple, list)):
+        return isinstance(b, (tuple, list)) and len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, torch.Tensor):
+        return (
+            isinstance(b, torch.Tensor) and a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+        )
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    return True

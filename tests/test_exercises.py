@@ -1,0 +1,198 @@
+"""Every exercise: right answers pass, wrong answers that people give are recognised by name, rubbish gets a hint.
+
+A chapter's answers are in tests/exercises/<chapter>.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import minicl
+from minicl import exercises
+from minicl.exercises import Hint, Verdict, call, compare, is_number, is_text, number
+
+FOLDER = Path(__file__).parent / "exercises"
+NAMES = [name for chapter in exercises.chapters() for name in exercises.exercises(chapter)]
+
+
+def answers(chapter: str) -> ModuleType:
+    """The tables RIGHT and WRONG of a chapter."""
+    spec = importlib.util.spec_from_file_location(f"answers_{chapter}", FOLDER / f"{chapter}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TABLES = {chapter: answers(chapter) for chapter in exercises.chapters()}
+RIGHT = [(name, answer) for table in TABLES.values() for name, given in table.RIGHT.items() for answer in given]
+WRONG = [
+    (name, mistake, answer)
+    for table in TABLES.values()
+    for name, given in table.WRONG.items()
+    for mistake, answer in given.items()
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_exercise_has_answers(name: str) -> None:
+    table = TABLES[name.rpartition("-")[0]]
+    assert table.RIGHT.get(name), f"no right answer to {name}"
+    assert len(table.WRONG.get(name, {})) >= 2, f"fewer than two wrong answers to {name}"
+    assert exercises.asked(name), f"{name} does not say what it asks for"
+
+
+@pytest.mark.parametrize("chapter", exercises.chapters())
+def test_answers_belong_to_an_exercise(chapter: str) -> None:
+    names = set(exercises.exercises(chapter))
+    assert names
+    assert names == set(TABLES[chapter].RIGHT) == set(TABLES[chapter].WRONG)
+    assert exercises.exercises(chapter) == [f"{chapter}-{i}" for i in range(1, len(names) + 1)]
+
+
+@pytest.mark.parametrize(("name", "answer"), RIGHT, ids=[name for name, _ in RIGHT])
+def test_right_answers_pass(name: str, answer: Any) -> None:
+    verdict = minicl.check(name, answer)
+    assert verdict, verdict
+    assert repr(verdict).startswith("Right.")
+
+
+@pytest.mark.parametrize(("name", "mistake", "answer"), WRONG, ids=[f"{name}-{mistake}" for name, mistake, _ in WRONG])
+def test_wrong_answers_are_recognised(name: str, mistake: str, answer: Any) -> None:
+    verdict = minicl.check(name, answer)
+    assert not verdict
+    assert verdict.mistake == mistake, verdict
+    assert repr(verdict).startswith("Not yet.")
+    assert len(verdict.words) > 20, "a hint is a sentence"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hints_differ_from_mistake_to_mistake(name: str) -> None:
+    table = TABLES[name.rpartition("-")[0]]
+    hints = [minicl.check(name, answer).words for answer in table.WRONG[name].values()]
+    assert len(set(hints)) == len(hints)
+
+
+def _raises(*_: Any) -> Any:
+    raise KeyError("broken")
+
+
+RUBBISH = {
+    "nothing": None,
+    "NaN": float("nan"),
+    "infinity": float("inf"),
+    "a word": "no such answer",
+    "an object": object(),
+    "an empty list": [],
+    "an empty dictionary": {},
+    "an array of another shape": np.zeros((2, 7, 3)),
+    "NaN in a tensor": torch.full((3,), float("nan")),
+    "a function that raises": _raises,
+    "a function that returns nothing": lambda *_: None,
+    "a function that returns NaN": lambda *_: float("nan"),
+    "a function that returns text": lambda *_: "text",
+    "a function that returns another shape": lambda *_: np.zeros((2, 7, 3)),
+    "a function without arguments": lambda: 0.0,
+    "a class": int,
+    "a module": torch.nn.Linear(2, 2),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rubbish_gets_a_hint_and_no_traceback(name: str) -> None:
+    for what, answer in RUBBISH.items():
+        verdict = minicl.check(name, answer)
+        assert not verdict, f"{what} passed as the answer to {name}"
+        assert len(verdict.words) > 20, what
+
+
+def test_unknown_exercises_are_refused_with_a_list() -> None:
+    with pytest.raises(ValueError, match=r"forgetting-99.*this chapter has: forgetting-1"):
+        minicl.check("forgetting-99", 1)
+    for name in ("nonsense-1", "forgetting", "", None, "__init__-1"):
+        with pytest.raises(ValueError, match=r"no exercise.*forgetting-1"):
+            minicl.check(name, 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"nonsense.*allowed: .*forgetting"):
+        exercises.exercises("nonsense")
+
+
+def test_checking_leaves_the_random_generator_alone_and_says_the_same_twice() -> None:
+    before = torch.random.get_rng_state()
+    for name, answer in RIGHT + [(n, a) for n, _, a in WRONG]:
+        assert minicl.check(name, answer) == minicl.check(name, answer), name
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_exercises_load_when_first_used() -> None:
+    code = (
+        "import sys, minicl; assert 'minicl.exercises' not in sys.modules; minicl.check('forgetting-1', 0);"
+        "assert 'minicl.exercises.forgetting' in sys.modules; print('ok')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "ok\n", done.stderr
+
+
+# ---- the parts that exercises are made of ----------------------------------------------------------------------------
+
+
+def test_verdict_is_a_bool_with_words() -> None:
+    assert Verdict(True)
+    assert repr(Verdict(True)) == "Right."
+    assert repr(Verdict(True, "Well seen.")) == "Right. Well seen."
+    assert not Verdict(False, "Look again.", "blind")
+    assert repr(Verdict(False, "Look again.", "blind")) == "Not yet. Look again."
+
+
+@pytest.mark.parametrize("value", [0.5, np.float32(0.5), torch.tensor(0.5), [0.5], np.array([[0.5]])])
+def test_number_takes_whatever_is_one_number(value: Any) -> None:
+    assert number(value) == 0.5
+
+
+def test_is_number_says_too_large_or_too_small_and_knows_the_usual_mistakes() -> None:
+    is_number(0.25, 0.25, {})
+    for value, words, mistake in [
+        (0.5, "too large", ""),
+        (0.1, "too small", ""),
+        (-0.25, "sign", "wrong sign"),
+        (25, "percent", "percent"),
+    ]:
+        with pytest.raises(Hint, match=words) as caught:
+            is_number(value, 0.25, {})
+        assert caught.value.mistake == mistake
+
+
+def test_is_text_ignores_capitals_and_lists_what_is_allowed() -> None:
+    is_text(" Class ", "class", {"task": "no"})
+    with pytest.raises(Hint, match="'class', 'task'"):
+        is_text("domain", "class", {"task": "no"})
+    with pytest.raises(Hint, match=r"^no$") as caught:
+        is_text("task", "class", {"task": "no"})
+    assert caught.value.mistake == "task"
+
+
+def test_call_gives_copies_and_notices_changes() -> None:
+    x = torch.zeros(3)
+    with pytest.raises(Hint, match="Work on a copy"):
+        call(lambda t: t.add_(1), x)
+    assert torch.equal(x, torch.zeros(3))
+
+
+def test_compare_names_the_mistake_only_where_it_explains_every_case() -> None:
+    cases = [(np.array([1.0, 2.0]),), (np.array([3.0, 3.0]),)]
+    mistakes = {"the largest": (lambda x: x.max(), "Not the largest.")}
+    compare(np.mean, np.mean, cases, mistakes)
+    with pytest.raises(Hint, match="Not the largest") as caught:
+        compare(np.max, np.mean, cases, mistakes)
+    assert caught.value.mistake == "the largest"
+    with pytest.raises(Hint, match=r"For \[1.0, 2.0\] your function returns 1.0"):
+        compare(np.min, np.mean, cases, mistakes)
