@@ -34,8 +34,8 @@ def main() -> None:
     axes.patch.set_alpha(0)
     for task in range(n_tasks):
         learned = np.arange(task, n_tasks)
-        style = {"color": COLOURS[task], "marker": MARKERS[task], "linewidth": 2}
-        axes.plot(learned + 1, accuracy[task:, task], label=f"task {task + 1}", **style)
+        (line,) = axes.plot(learned + 1, accuracy[task:, task], color=COLOURS[task], linewidth=2)
+        line.set(marker=MARKERS[task], label=f"task {task + 1}")
     axes.set(xlabel="tasks learned so far", ylabel="test accuracy (%)", xticks=range(1, n_tasks + 1), ylim=(0, 104))
     axes.tick_params(colors=GREY)
     axes.xaxis.label.set_color(GREY)
