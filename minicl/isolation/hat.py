@@ -1,0 +1,637 @@
+"""Hard Attention to the Task: Serra, Surís, Miron and Karatzoglou 2018, arXiv 1801.01423.
+
+Each task learns which units it uses: a score for every hidden unit, turned by a sigmoid into a gate on the unit's
+output. The sigmoid sharpens while the task is learned; when it ends, the gates are 0 or 1, and what goes into the units
+that the task uses never moves again. Later tasks may read those units and claim free ones.
+
+The file reads from top to bottom: the equations, which units a network has, and the learner. Where it departs from the
+authors' code (github.com/joansj/hat), the docstring of `HAT` says so.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor, nn
+
+from ..learner import Fit, Learner, TaskRecord, freeze, plain
+from ..tasks import Task
+
+# ---- the equations -----------------------------------------------------------------------------------------------------
+
+FLOOR = 2.0**-40
+"""The lowest value of a gate. The sigmoid of -88 and below is no normal float32 any more, and a CPU multiplies such
+numbers up to a hundred times slower; 2^-40 is far below the rounding error of the gates that count."""
+
+
+def attention(scores: Float[Tensor, "*units"], temperature: float) -> Float[Tensor, "*units"]:
+    """Eq. 1 (the source's mask): `a~_l = sigma(s_l / T)`, in the paper's letters `a_l = sigma(s e_l)` with `s = 1 / T`.
+
+    What is smaller than 2^-40 is raised to it (see `FLOOR`); in float32 every other value is the sigmoid's, to the bit.
+
+    Args:
+        scores: one a unit.
+        temperature: T > 0, as `temperature` returns it; small is sharp.
+    """
+    return FLOOR + (1 - FLOOR) * torch.sigmoid(scores / temperature)
+
+
+def temperature(progress: float, s_max: float) -> float:
+    """Eq. 3, the temperature `T = 1 / s`, where `s = 1/s_max + (s_max - 1/s_max) (b - 1) / (B - 1)` for batch b of B.
+
+    The paper's s rises from 1/s_max to s_max through every epoch; so T falls from s_max to 1/s_max, both included, and
+    `attention(scores, temperature(progress, s_max))` is the paper's `sigma(s e)`.
+
+    Args:
+        progress: (b - 1) / (B - 1), from 0 at the first batch of an epoch to 1 at the last.
+        s_max: the largest s, more than 1; the s of testing.
+
+    Raises:
+        ValueError: progress outside [0, 1] (a batch counted from the wrong end would make s negative), s_max <= 1.
+    """
+    if not 0 <= progress <= 1:
+        raise ValueError(f"progress is {progress!r}; allowed: 0 (first batch of an epoch) to 1 (last batch)")
+    _check_s_max(s_max)
+    return 1 / ((1 - progress) / s_max + progress * s_max)
+
+
+def accumulate(mask: Shaped[Tensor, "*units"], previous: Shaped[Tensor, "*units"] | None) -> Shaped[Tensor, "*units"]:
+    """Below Eq. 1: `a_l^{<=t} = max(a_l^t, a_l^{<=t-1})`, unit by unit; for binary masks, OR. None: no earlier task."""
+    return mask if previous is None else torch.maximum(mask, previous)
+
+
+def protect_weight(
+    mask_out: Float[Tensor, "n_out"], mask_in: Float[Tensor, "n_in"] | None = None
+) -> Float[Tensor, "n_out *n_in"]:
+    """The bracket of Eq. 2, `1 - min(a_{l,i}^{<=t}, a_{l-1,j}^{<=t})`: the factor on the gradient of the weight from j to i.
+
+    Args:
+        mask_out: accumulated mask of the units that the weights lead to, i.
+        mask_in: accumulated mask of the units that they come from, j; None for the first layer and for biases, where
+            the output mask decides alone.
+
+    Returns:
+        Factors from 0 (must not move) to 1 (free), shape (n_out, n_in), or (n_out,) without `mask_in`.
+    """
+    if mask_in is None:
+        return 1 - mask_out
+    return 1 - torch.minimum(mask_out[:, None], mask_in[None, :])
+
+
+def compensate(
+    grad: Float[Tensor, "*units"], scores: Float[Tensor, "*units"], temperature: float, s_max: float
+) -> Float[Tensor, "*units"]:
+    """Gradient compensation: `q' = s_max [cosh(s e) + 1] / (s [cosh(e) + 1]) q`, with `s = 1 / T`.
+
+    A sharp sigmoid is flat nearly everywhere, so scores would hardly move; q' has the shape that a sigmoid with s = 1
+    gives. As in the authors' code, s e is clamped to [-50, 50] inside cosh.
+
+    Args:
+        grad: q, the gradient of the loss with respect to the scores.
+        scores: e.
+        temperature: T, the temperature at which q was computed.
+        s_max: the largest s.
+    """
+    sharp = torch.cosh((scores / temperature).clamp(-50, 50)) + 1
+    return grad * (s_max * temperature) * sharp / (torch.cosh(scores) + 1)
+
+
+def sparsity(
+    masks: Sequence[Float[Tensor, "_"]], previous: Sequence[Float[Tensor, "_"]] | None = None
+) -> Float[Tensor, ""]:
+    """Eq. 5: `R = sum_l sum_i a_{l,i}^t (1 - a_{l,i}^{<t}) / sum_l sum_i (1 - a_{l,i}^{<t})`.
+
+    The share of the free units that the task takes: one ratio over all layers together, from 0 to 1. Units that earlier
+    tasks use cost nothing. Zero where no unit is free.
+
+    Args:
+        masks: a^t of each layer.
+        previous: a^{<t} of each layer; None before the second task.
+    """
+    free = [torch.ones_like(a) for a in masks] if previous is None else [1 - a for a in previous]
+    taken = sum((a * f).sum() for a, f in zip(masks, free, strict=True))
+    there = sum(f.sum() for f in free)
+    return taken / there.clamp(min=torch.finfo(there.dtype).tiny)  # type: ignore[union-attr, operator]
+
+
+def masked_step(
+    theta: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], mask: Float[Tensor, "*any"], lr: float
+) -> Float[Tensor, "*shape"]:
+    """The source's update, verbatim: `theta <- theta - eta * grad L (.) a~`, broadcast as PyTorch does it.
+
+    `HAT` does not use it, because it protects nothing: it slows down the weights of units that the *current* task
+    leaves out. The chapter measures what it does.
+    """
+    return theta - lr * grad * mask
+
+
+# ---- the units of a network ----------------------------------------------------------------------------------------------
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+# What holds numbers of its own for each unit, and is therefore copied for every task.
+_OWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU)
+_POOLING = (
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.LPPool1d, nn.LPPool2d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+)
+_UNIT_BY_UNIT = (
+    *(nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
+    *(nn.Sigmoid, nn.LogSigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.Tanhshrink, nn.Softplus, nn.Softsign),
+    *(nn.Softshrink, nn.Hardshrink, nn.Threshold, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+)
+_INSTEAD = (
+    "allowed in an nn.Sequential: Linear, Conv1d to Conv3d (groups=1), activations that treat each unit alone, "
+    "BatchNorm, pooling, dropout, Flatten"
+)
+
+
+@dataclass
+class _Block:
+    """A layer with units, and what follows it unit by unit. Its gate comes last, where the next layer would mix units."""
+
+    name: str
+    layer: Any  # nn.Linear or a convolution
+    units: int
+    after: list[nn.Module | int]  # a module of the backbone, or the place of a task's own copy
+
+
+def _blocks(backbone: nn.Module) -> tuple[list[nn.Module | int], list[_Block], list[nn.Module]]:
+    """What comes before the first layer, the blocks, and the modules of which every task needs a copy.
+
+    Raises:
+        ValueError: a layer that cannot be gated, by name, or no layer at all.
+    """
+    stem: list[nn.Module | int] = []
+    blocks: list[_Block] = []
+    own: list[nn.Module] = []
+    after, flat, seen = stem, False, set()
+    for name, module in _flattened("", backbone):
+        what = f"layer {name!r}, {type(module).__name__},"
+        if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+            weight = module._parameters.get("weight")
+            if weight is None or isinstance(weight, nn.UninitializedParameter):
+                raise ValueError(f"{what} has no plain weight yet (lazy, or parametrised), so HAT cannot gate it; {_INSTEAD}")
+            if id(weight) in seen:
+                raise ValueError(f"{what} shares its weight with another layer, so HAT cannot gate it; give each layer its own")
+            seen.add(id(weight))
+            if isinstance(module, _CONVOLUTIONS) and module.groups != 1:
+                raise ValueError(f"{what} has groups={module.groups}, so HAT cannot gate it; allowed: groups=1")
+            if isinstance(module, _CONVOLUTIONS) and flat:
+                raise ValueError(f"{what} stands behind a flat layer, so HAT cannot gate it; put convolutions first")
+            if isinstance(module, nn.Linear) and blocks and not flat:
+                raise ValueError(f"{what} follows a convolution; put an nn.Flatten between them")
+            if blocks and weight.shape[1] % blocks[-1].units:
+                raise ValueError(f"{what} takes {weight.shape[1]} inputs, which does not fit the {blocks[-1].units} units before it")
+            after, flat = [], isinstance(module, nn.Linear)
+            blocks.append(_Block(name, module, weight.shape[0], after))
+        elif isinstance(module, _OWN):
+            own.append(module)
+            after.append(len(own) - 1)
+        elif isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
+            flat = True
+            after.append(module)
+        elif isinstance(module, (*_UNIT_BY_UNIT, *_DROPOUTS)):
+            after.append(module)
+        elif isinstance(module, _POOLING) and not (flat and blocks) and not getattr(module, "return_indices", False):
+            after.append(module)
+        else:
+            raise ValueError(f"{what} cannot be gated unit by unit; {_INSTEAD}")
+    if not blocks:
+        raise ValueError(f"the backbone has no layer with units, so there is nothing to gate; {_INSTEAD}")
+    return stem, blocks, own
+
+
+def _flattened(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        children = module._modules.items()  # named_children would leave out a module that stands in two places
+        return [pair for key, child in children if child is not None for pair in _flattened(f"{name}.{key}".lstrip("."), child)]
+    if not name:
+        raise ValueError(f"the backbone is a {type(module).__name__}, whose units HAT cannot follow; {_INSTEAD}")
+    return [(name, module)]
+
+
+def _spread(values: Tensor, n: int) -> Tensor:
+    """One value a unit, repeated over the positions of a flattened map: shape (units,) to (n,)."""
+    return values if len(values) == n else values.repeat_interleave(n // len(values))
+
+
+def _gate(h: Tensor, mask: Tensor) -> Tensor:
+    """`a (.) h`, Eq. 1. A binary mask selects rather than multiplies: what another task did cannot leak as NaN."""
+    mask = _spread(mask, h.shape[1]) if h.ndim == 2 else mask.view(-1, *[1] * (h.ndim - 2))
+    return torch.where(mask, h, 0.0) if mask.dtype == torch.bool else h * mask
+
+
+# ---- the learner -------------------------------------------------------------------------------------------------------
+
+
+class HAT(Learner):
+    """Hard Attention to the Task around `backbone`, an `nn.Sequential` of layers whose units can be told apart.
+
+    Differences from the authors' code: masks become binary when a task ends, as the source says, `1[e > 0]`; what they
+    claim is put back after every step, so that momentum, Adam and weight decay cannot move it; BatchNorm and PReLU are
+    kept once a task (a task starts with a copy of the backbone's, which is frozen when it ends, statistics included);
+    gates stand behind activation, dropout and pooling, right before the next layer mixes the units (behind pooling a
+    gate costs less, and pooling a gated map or gating a pooled one is the same).
+
+    When a task ends the units of each layer are put in order: claimed ones first, in the order in which they were
+    claimed. The network computes the same, and what is protected is the upper left corner of every weight matrix.
+
+    Args:
+        backbone: Linear, Conv1d to Conv3d, activations, pooling, BatchNorm, dropout, Flatten, in an `nn.Sequential`.
+        s_max: how sharp the sigmoid gets, more than 1.
+        c: weight of the sparsity term (Eq. 4), not negative; larger leaves more units free.
+        binary: make the masks 0 or 1 when a task ends. False keeps the paper's soft masks, through which later tasks
+            change earlier ones a little.
+        compensation: rescale the gradients of the scores (`compensate`).
+        init: how scores start, "normal" for N(0, 1), or "uniform" for U(0, 2), every unit on, with which the paper
+            compresses a network (use a larger c, such as 1.5).
+
+    Raises:
+        TypeError: a backbone that is no `nn.Module`.
+        ValueError: a layer that cannot be gated (named), s_max <= 1, c < 0, unknown init.
+    """
+
+    needs_task_id = True
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        s_max: float = 400.0,
+        c: float = 0.75,
+        binary: bool = True,
+        compensation: bool = True,
+        init: str = "normal",
+    ) -> None:
+        super().__init__(backbone, s_max=s_max, c=c, binary=binary, compensation=compensation, init=init)
+        _check_s_max(s_max)
+        if not 0 <= c < math.inf:
+            raise ValueError(f"c is {c!r}; allowed: numbers from 0 up")
+        if init not in ("normal", "uniform"):
+            raise ValueError(f"init is {init!r}; allowed: 'normal' for N(0, 1), 'uniform' for U(0, 2)")
+        self.s_max, self.c, self.binary, self.compensation, self.init = s_max, c, binary, compensation, init
+        self._stem, self._blocks, self._templates = _blocks(backbone)
+        self.sizes = [block.units for block in self._blocks]
+        self.own = nn.ModuleDict()
+        self.scores = nn.ParameterDict()  # of the task being learned: all layers in one vector
+        self._temperature = 1 / s_max
+        self._attention: Tensor | None = None
+        self._previous = torch.zeros(0)
+        self._first: list[tuple[nn.Parameter, Tensor]] = []
+        self._corners: list[tuple[nn.Parameter, tuple[slice, ...], Tensor]] = []
+        self._brackets: list[tuple[nn.Parameter, Tensor]] = []
+
+    def grow(self, task: TaskRecord) -> None:
+        shape = self.input_shape
+        flat = any(isinstance(module, nn.Flatten) for module in self._stem)
+        if not flat and shape is not None and len(shape) != self._blocks[0].layer.weight.ndim - 1:
+            raise ValueError(f"inputs of shape {shape} do not suit layer {self._blocks[0].name!r}; put an nn.Flatten before it")
+        if not task.finished and self._full():
+            raise ValueError(
+                f"no unit of the network is free for task {task.id}: {self._counts()}. "
+                "Use a wider backbone, or a larger c, with which each task takes fewer units"
+            )
+        super().grow(task)
+        self.own[str(task.id)] = nn.ModuleList(copy.deepcopy(module) for module in self._templates)
+        if task.finished:  # a file is being loaded, which will fill in the values
+            self._keep(task.id, self._place.new_zeros(sum(self.sizes)))  # type: ignore[operator]
+        else:
+            scores = self._place.new_empty(sum(self.sizes))  # type: ignore[operator]
+            self.scores[str(task.id)] = nn.Parameter(scores.normal_() if self.init == "normal" else scores.uniform_(0, 2))
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        self.lock()  # what earlier tasks claimed cannot move
+        try:
+            fit()
+            self.after_step()  # also for a loop that forgot `protect`
+            self.fix(task.id)  # the mask becomes binary, and final
+        except BaseException:
+            self._start_over(task.id)
+            raise
+        finally:
+            self.unlock()
+
+    # ---- forward ---------------------------------------------------------------------------------------------------
+
+    def features(self, x: Tensor, task_id: int | None) -> Tensor:
+        assert task_id is not None
+        finished, own = self.tasks[task_id].finished, self.own[str(task_id)]
+        h, masks = x, self._masks(task_id)
+        for module in self._stem:
+            h = (own[module] if isinstance(module, int) else module)(h)  # type: ignore[index]
+        inputs: Tensor | None = None
+        for block, mask in zip(self._blocks, masks, strict=True):
+            h = self._linear_map(block.layer, h, inputs)
+            for module in block.after:
+                if not (finished and isinstance(module, _DROPOUTS)):  # what is learned stays in evaluation mode
+                    h = (own[module] if isinstance(module, int) else module)(h)  # type: ignore[index]
+            h = _gate(h, mask)
+            inputs = mask if mask.dtype == torch.bool else None
+        return h
+
+    def _linear_map(self, layer: Any, h: Tensor, inputs: Tensor | None) -> Tensor:
+        """The layer, blind to the weights from units that the binary mask `inputs` leaves out, whatever became of them."""
+        if inputs is None:
+            result: Tensor = layer(h)
+            return result
+        kept = _spread(inputs, layer.weight.shape[1]).view(-1, *[1] * (layer.weight.ndim - 2))
+        weight = torch.where(kept, layer.weight, 0.0)
+        if isinstance(layer, nn.Linear):
+            return nn.functional.linear(h, weight, layer.bias)
+        result = layer._conv_forward(h, weight, layer.bias)
+        return result
+
+    def loss(self, x: Tensor, y: Tensor, task_id: int | None = None) -> Tensor:
+        """Eq. 4: `L' = L + c R`, cross-entropy and the share of free units that the task takes."""
+        self._attention = None
+        loss = super().loss(x, y, task_id)
+        a, self._attention = self._attention, None
+        return loss if a is None or not self.c else loss + self.c * sparsity([a], [self._previous])
+
+    def _masks(self, task_id: int) -> Sequence[Tensor]:
+        """One mask a layer: while the task is learned, the attention of the moment, through which gradients flow."""
+        if self.training and task_id == self._current and not self.tasks[task_id].finished:
+            self._attention = attention(self.scores[str(task_id)], self._temperature)
+            return self._attention.split(self.sizes)
+        return self._final(task_id).split(self.sizes)
+
+    def masks(self, task_id: int) -> list[Float[Tensor, "_"] | Bool[Tensor, "_"]]:
+        """The task's mask of each layer, shape (units,): bool where masks are binary, otherwise from 0 to 1.
+
+        Raises:
+            ValueError: a task id that has no mask.
+        """
+        if task_id not in self.tasks:
+            raise ValueError(f"the task id is {task_id!r}, which has no mask; allowed: {', '.join(map(str, self.tasks)) or 'none yet'}")
+        return list(self._final(task_id).detach().split(self.sizes))
+
+    def _final(self, task_id: int) -> Tensor:
+        """The task's mask as it is tested, all layers in one vector: binary, or the attention at s_max."""
+        if self.tasks[task_id].finished:
+            kept = getattr(self, f"mask_{task_id}")
+            return _unpacked(kept, sum(self.sizes)) if self.binary else attention(kept, 1 / self.s_max)
+        scores = self.scores[str(task_id)].detach()
+        return torch.cat([_harden(e)[0] for e in scores.split(self.sizes)]) if self.binary else attention(scores, 1 / self.s_max)
+
+    # ---- protection --------------------------------------------------------------------------------------------------
+
+    def used(self) -> list[Float[Tensor, "_"]]:
+        """The accumulated mask `a^{<=t}` of each layer, over all finished tasks: 0 for free units."""
+        used = None
+        for t in self.learned:
+            used = accumulate(self._final(t), used)
+        if used is None:
+            used = self._place.new_zeros(sum(self.sizes))  # type: ignore[operator]
+        return list(used.detach().to(self._place.dtype).split(self.sizes))  # type: ignore[union-attr, arg-type]
+
+    @torch.no_grad()
+    def lock(self) -> None:
+        """Eq. 2 for the task to come: work out, once, what must not move, and remember it."""
+        used = self.used()
+        self._previous, self._temperature = torch.cat(used), 1 / self.s_max
+        self._first = [(p, p.detach().clone()) for p in self.backbone.parameters()]
+        first = {id(p): value for p, value in self._first}
+        for block, mask_out, mask_in in zip(self._blocks, used, [None, *used], strict=False):
+            weight, bias = block.layer.weight, block.layer.bias
+            n_in = weight.shape[1]
+            bracket = protect_weight(mask_out, None if mask_in is None else _spread(mask_in, n_in))
+            pairs = [(weight, bracket), *([] if bias is None else [(bias, protect_weight(mask_out))])]
+            for parameter, factor in pairs:
+                if not self.binary:
+                    self._brackets.append((parameter, factor.view(*factor.shape, *[1] * (parameter.ndim - factor.ndim))))
+                    continue
+                # The units are in order, so the zeros of the bracket fill its corner: one slice, at the speed of memory.
+                still = factor == 0
+                corner = (slice(int(still.any(1).sum())), slice(int(still.any(0).sum()))) if factor.ndim == 2 else (slice(int(still.sum())),)
+                if corner[0].stop:
+                    assert int(still.sum()) == still[corner].numel(), "claimed units are not in order"
+                    self._corners.append((parameter, corner, first[id(parameter)][corner]))
+
+    def unlock(self) -> None:
+        self._first, self._corners, self._brackets, self._attention = [], [], [], None
+
+    def before_step(self, progress: float) -> None:
+        """Eq. 3: sharpen. A loop that never calls this trains at s_max throughout, and masks stay nearly as drawn."""
+        self._temperature = temperature(progress, self.s_max)
+
+    @torch.no_grad()
+    def edit_gradients(self) -> None:
+        """Eq. 2 on the weights, and the compensation on the scores."""
+        for parameter, corner, _ in self._corners:
+            if parameter.grad is not None:
+                parameter.grad[corner].zero_()
+        for parameter, factor in self._brackets:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+        scores = self._learning_scores()
+        if scores is not None and scores.grad is not None and self.compensation:
+            scores.grad = compensate(scores.grad, scores, self._temperature, self.s_max)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Put back what momentum, Adam or weight decay moved, and clamp the scores to [-6, 6]."""
+        for parameter, corner, values in self._corners:
+            parameter[corner].copy_(values)
+        scores = self._learning_scores()
+        if scores is not None:
+            scores.clamp_(-6, 6)
+
+    def _learning_scores(self) -> Tensor | None:
+        return None if self._current is None else self.scores[str(self._current)]
+
+    # ---- the end of a task -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fix(self, task_id: int) -> None:
+        """Make the task's mask binary and final, put the units in order, and freeze what is the task's own."""
+        scores = self.scores.pop(str(task_id)).detach()
+        if self.binary:
+            masks, empty = zip(*(_harden(e) for e in scores.split(self.sizes)), strict=True)
+            for block, died in zip(self._blocks, empty, strict=True):
+                if died:
+                    warnings.warn(
+                        f"task {task_id} switched off every unit of layer {block.name!r}; the one with the highest score "
+                        "was kept, so the task goes on, but poorly. Use a smaller c, or train for longer",
+                        stacklevel=4,
+                    )
+            scores = torch.cat(self._in_order(list(masks)))
+        self._keep(task_id, scores)
+        freeze(self.heads[str(task_id)])
+        freeze(self.own[str(task_id)])
+
+    def _keep(self, task_id: int, values: Tensor) -> None:
+        """Remember a finished task's mask: one bit a unit, or the scores of a soft mask."""
+        self.register_buffer(f"mask_{task_id}", _packed(values != 0) if self.binary else values.clone())
+
+    def _in_order(self, masks: list[Tensor]) -> list[Tensor]:
+        """Reorder each layer's units: claimed earlier (they stay where they are), claimed by this task, free."""
+        followers = [[block.layer.weight] for block in self._blocks[1:]] + [[h.weight for h in self.heads.values()]]  # type: ignore[misc]
+        for l, (block, used) in enumerate(zip(self._blocks, self.used(), strict=True)):
+            order = torch.where(used > 0, 0, torch.where(masks[l], 1, 2)).argsort(stable=True)
+            masks[l] = masks[l][order]
+            own = [module for copies in (self._templates, *self.own.values()) for module in (copies[i] for i in block.after if isinstance(i, int))]  # type: ignore[index]
+            for tensor in (block.layer.weight, block.layer.bias, *(t for module in own for t in module.state_dict().values())):
+                if tensor is not None and tensor.ndim and len(tensor) >= block.units:
+                    tensor.copy_(tensor[_places(order, len(tensor))])
+            for weight in followers[l]:
+                weight.copy_(weight[:, _places(order, weight.shape[1])])
+        return masks
+
+    def _start_over(self, task_id: int) -> None:
+        """The task broke off: back to the weights before it, and new scores and a new head for the next attempt."""
+        with torch.no_grad():
+            for parameter, value in self._first:
+                parameter.copy_(value)
+        self.grow(self.tasks[task_id])
+
+    def restored(self) -> None:
+        for t in self.learned:
+            freeze(self.heads[str(t)])
+            freeze(self.own[str(t)])
+
+    # ---- what it costs, and taking it elsewhere ----------------------------------------------------------------------
+
+    def capacity(self) -> dict[str, Any]:
+        """As for every method, and "layers", by name: "units" in all, "claimed" by each task, "shared" by two or more
+        tasks, and "free". Soft masks count from 0.5 up."""
+        masks = {t: [a > 0.5 for a in self.masks(t)] for t in self.learned}
+        layers = {}
+        for l, block in enumerate(self._blocks):
+            users = sum((m[l].int() for m in masks.values()), torch.zeros(block.units, dtype=torch.int32, device=self.device))
+            layers[block.name] = {
+                "units": block.units,
+                "claimed": {t: int(m[l].sum()) for t, m in masks.items()},
+                "shared": int((users > 1).sum()),
+                "free": int((users == 0).sum()),
+            }
+        return {**super().capacity(), "layers": layers}
+
+    def extra_bytes(self) -> int:
+        """Bytes of the masks."""
+        return sum(getattr(self, f"mask_{t}").nbytes for t in self.learned)
+
+    def _full(self) -> bool:
+        return all(bool((used > 0.5).all()) for used in self.used())
+
+    def _counts(self) -> str:
+        return ", ".join(f"layer {block.name!r} has {block.units} units, all claimed" for block in self._blocks)
+
+    def export(self, task_id: int | None = None) -> nn.Module:
+        """That task's network alone, without the units it does not use: a plain `nn.Sequential`, in evaluation mode.
+
+        Its attribute `report` says what was gained: "parameters" and "parameters_before", "seconds" and "seconds_before"
+        for a batch of 100 (medians, measured now), "speed_up". Soft masks leave no unit out; they are multiplied into
+        the weights.
+
+        Raises:
+            ValueError: a task id that is missing or not learned.
+        """
+        t = self.check_finished(task_id)
+        assert t is not None
+        before = nn.Sequential(copy.deepcopy(self.backbone), copy.deepcopy(self.heads[str(t)])).eval()
+        own, mask_in = self.own[str(t)], None
+        modules = [copy.deepcopy(own[m] if isinstance(m, int) else m) for m in self._stem]  # type: ignore[index]
+        for block, mask in zip(self._blocks, self.masks(t), strict=True):
+            modules.append(_cut(block.layer, mask, mask_in))
+            modules += [_cut_own(own[m], mask) if isinstance(m, int) else copy.deepcopy(m) for m in block.after]  # type: ignore[index]
+            mask_in = mask
+        network = plain(nn.Sequential(*modules, _cut(self.heads[str(t)], None, mask_in)))
+        network.report = self._report(before, network)  # type: ignore[assignment]
+        return network
+
+    def _report(self, before: nn.Module, after: nn.Module) -> dict[str, float | None]:
+        report: dict[str, float | None] = {
+            "parameters": sum(p.numel() for p in after.parameters()),
+            "parameters_before": sum(p.numel() for p in plain(before).parameters()),
+            **dict.fromkeys(("seconds", "seconds_before", "speed_up")),
+        }
+        if self.input_shape is not None:
+            x = self._place.new_zeros(100, *self.input_shape)  # type: ignore[operator]
+            pairs = [(_seconds(before, x), _seconds(after, x)) for _ in range(7)][2:]
+            slow, quick = (sorted(times)[len(pairs) // 2] for times in zip(*pairs, strict=True))
+            report.update(seconds=quick, seconds_before=slow, speed_up=slow / quick)
+        return report
+
+
+def _check_s_max(s_max: float) -> None:
+    if not 1 < s_max < math.inf:
+        raise ValueError(f"s_max is {s_max!r}; allowed: numbers above 1, such as the paper's 400")
+
+
+def _harden(scores: Tensor) -> tuple[Tensor, bool]:
+    """`1[e > 0]`, and whether that left no unit; then the one with the highest score is kept all the same."""
+    mask = scores > 0
+    empty = not bool(mask.any())
+    if empty:
+        mask[scores.argmax()] = True
+    return mask, empty
+
+
+def _packed(mask: Tensor) -> Tensor:
+    """Eight bits a byte: bool of shape (n,) to uint8 of shape (ceil(n / 8),)."""
+    bits = nn.functional.pad(mask.to(torch.uint8), (0, -len(mask) % 8)).view(-1, 8)
+    return (bits << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
+
+
+def _unpacked(packed: Tensor, n: int) -> Tensor:
+    """The inverse of `_packed`."""
+    bits = packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return (bits & 1).bool().flatten()[:n]
+
+
+def _places(order: Tensor, n: int) -> Tensor:
+    """Where n entries come from when the units they belong to are put in order; a unit's entries stay together."""
+    each = n // len(order)
+    return order if each == 1 else (order[:, None] * each + torch.arange(each, device=order.device)).flatten()
+
+
+def _cut(layer: nn.Module, mask_out: Tensor | None, mask_in: Tensor | None) -> nn.Module:
+    """A copy of a Linear or convolution with the units of the masks alone; soft masks scale the inputs instead."""
+    small = copy.deepcopy(layer)
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator, union-attr, assignment]
+    bias: Any = layer.bias
+    if mask_in is not None:
+        mask_in = _spread(mask_in, weight.shape[1])
+        hard = mask_in.dtype == torch.bool
+        weight = weight[:, mask_in] if hard else weight * mask_in.view(-1, *[1] * (weight.ndim - 2))
+    if mask_out is not None and mask_out.dtype == torch.bool:
+        weight, bias = weight[mask_out], None if bias is None else bias[mask_out]
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None:
+            setattr(small, name, nn.Parameter(value.detach().clone()) if name in small._parameters else value.detach().clone())
+    n_out, n_in = weight.shape[:2]
+    sizes = {"out_features": n_out, "in_features": n_in} if isinstance(layer, nn.Linear) else {"out_channels": n_out, "in_channels": n_in}
+    for name, size in sizes.items():
+        setattr(small, name, size)
+    return small
+
+
+def _cut_own(module: nn.Module, mask: Tensor) -> nn.Module:
+    """A copy of a BatchNorm or PReLU with the entries of the mask's units alone."""
+    small = copy.deepcopy(module)
+    if mask.dtype != torch.bool:
+        return small
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.ndim and len(tensor) >= len(mask):
+            value = tensor.detach()[_spread(mask, len(tensor))].clone()
+            setattr(small, name, nn.Parameter(value) if name in small._parameters else value)
+            setattr(small, "num_parameters" if isinstance(module, nn.PReLU) else "num_features", len(value))
+    return small
+
+
+@torch.no_grad()
+def _seconds(network: nn.Module, x: Tensor) -> float:
+    started = time.perf_counter()
+    network(x)
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter() - started
