@@ -1,0 +1,253 @@
+"""The exercises of the chapter "Measuring forgetting"."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import metrics
+from ..plots import mean_and_interval
+from . import Hint, array, call, close, compare, exercise, is_number, number
+
+Array = NDArray[np.float64]
+
+BY_HAND = np.array([[0.9, 0.2, 0.3], [0.95, 0.8, 0.4], [0.6, 0.7, 0.9]])
+"""The matrix of the first exercise. It stands on the page too."""
+
+
+def _matrices(n: int = 6) -> list[tuple[Array]]:
+    """Random accuracy matrices of two to six tasks."""
+    sizes = torch.randint(2, 7, (n,)).tolist()
+    return [(torch.rand(size, size, dtype=torch.float64).numpy(),) for size in sizes]
+
+
+@exercise("measuring-1")
+def by_hand(answer: Any) -> str:
+    """BWT of the matrix on the page, worked out by hand: a number."""
+    R = BY_HAND
+    is_number(
+        answer,
+        metrics.backward_transfer(R),
+        mistakes={
+            "divided by all tasks": (
+                metrics.backward_transfer(R) * 2 / 3,
+                "The last task has no later tasks that could harm it: over how many tasks is the mean?",
+            ),
+            "best instead of first": (
+                -metrics.forgetting(R),
+                "You compare with the best moment: forgetting, its sign turned. BWT compares with the diagonal.",
+            ),
+            "first column only": (
+                R[-1, 0] - R[0, 0],
+                "That is task 0 alone. BWT is the mean over all tasks but the last.",
+            ),
+            "sum": (
+                2 * metrics.backward_transfer(R),
+                "The differences are right, and added up. What turns a sum into a mean?",
+            ),
+        },
+        tolerance=1e-3,
+    )
+    return "Negative: what came later did harm."
+
+
+@exercise("measuring-2")
+def forward_transfer(answer: Any) -> str:
+    """FWT as a function of R, shape (T, T), and b, shape (T,), the accuracies at random initialisation: a number."""
+    cases = [(R, torch.rand(len(R), dtype=torch.float64).numpy()) for (R,) in _matrices()]
+    compare(
+        answer,
+        metrics.forward_transfer,
+        cases,
+        mistakes={
+            "after learning it": (
+                lambda R, b: float((np.diag(R) - b)[1:].mean()),
+                "The diagonal holds the accuracy after a task has been learned. Forward transfer is measured before.",
+            ),
+            "below the diagonal": (
+                lambda R, b: float((np.diag(R, -1) - b[1:]).mean()),
+                "You read below the diagonal, where a task has one successor behind it. "
+                "In which row is task j still unknown?",
+            ),
+            "baseline left out": (
+                lambda R, b: float(np.diag(R, 1).mean()),
+                "Even an untrained network is right now and then. What does b tell you?",
+            ),
+            "baseline of the wrong task": (
+                lambda R, b: float((np.diag(R, 1) - b[:-1]).mean()),
+                "Each accuracy is compared with the baseline of its own task. Which task has none to compare?",
+            ),
+            "divided by all tasks": (
+                lambda R, b: float((np.diag(R, 1) - b[1:]).sum() / len(R)),
+                "Nothing comes before the first task: over how many tasks is the mean?",
+            ),
+        },
+    )
+    return "It measures what is known of a task before its first lesson."
+
+
+@exercise("measuring-3")
+def forgetting(answer: Any) -> str:
+    """Forgetting F as a function of R, shape (T, T), NaN where a task had no head yet: a number."""
+    cases = _matrices()
+    for (R,) in cases[::2]:
+        R[np.triu_indices(len(R), 1)] = math.nan
+
+    def later(R: Array) -> Array:
+        return np.where(np.isnan(R), -math.inf, R)
+
+    def number_of(R: Array) -> float:
+        value = call(answer, R)
+        if isinstance(value, (float, np.floating)) and math.isnan(value) and np.isnan(R).any():
+            raise Hint(
+                "It returns NaN where R holds NaN. A moment at which a task had no head is left out of the maximum.",
+                mistake="NaN is not left out",
+            )
+        return number(value, "What your function returns")
+
+    compare(
+        number_of if callable(answer) else answer,
+        metrics.forgetting,
+        cases,
+        mistakes={
+            "the last row too": (
+                lambda R: float((later(R)[:, :-1].max(0) - R[-1, :-1]).mean()),
+                "Your maximum includes the last row, so it can never be negative. Which rows come before the end?",
+            ),
+            "diagonal instead of the best": (
+                lambda R: -metrics.backward_transfer(R),
+                "You compare with the moment when the task had just been learned. "
+                "Might it have been known better at another?",
+            ),
+            "divided by all tasks": (
+                lambda R: metrics.forgetting(R) * (len(R) - 1) / len(R),
+                "The last task cannot be forgotten yet: over how many tasks is the mean?",
+            ),
+            "the worst task": (
+                lambda R: float((later(R)[:-1, :-1].max(0) - R[-1, :-1]).max()),
+                "That is the task that was forgotten most. F is the mean over tasks.",
+            ),
+            "best of all tasks": (
+                lambda R: float(later(R)[:-1, :-1].max() - R[-1, :-1].mean()),
+                "Your maximum runs over all tasks at once. Every task is compared with its own best moment.",
+            ),
+        },
+    )
+    return "It may be negative: then the end is better than every moment before it."
+
+
+@exercise("measuring-4")
+def hidden(answer: Any) -> str:
+    """An accuracy matrix of three tasks with BWT of at least 0 and forgetting of at least 0.2: shape (3, 3)."""
+    R = array(answer, (3, 3), "Your matrix")
+    if R.max() > 1 or R.min() < 0:
+        raise Hint("Accuracies are shares between 0 and 1; some of yours are not.", mistake="no accuracies")
+    backward, lost = metrics.backward_transfer(R), metrics.forgetting(R)
+    if backward < -1e-9:
+        raise Hint(
+            f"Its BWT is {backward:.3f}: on average the end is worse than the moment at which a task had been learned. "
+            "F looks at another moment. When could that be?",
+            mistake="BWT is negative",
+        )
+    if lost < 0.2 - 1e-9:
+        raise Hint(
+            f"Its BWT is fine, but F is only {lost:.3f}. "
+            "Let a task be known best neither when it was learned nor in the end.",
+            mistake="F is too small",
+        )
+    return "Task 0 was known best in the middle. BWT never looks there."
+
+
+@exercise("measuring-5")
+def half_width(answer: Any) -> str:
+    """Half the width of the 95 % t-interval of a mean, as a function of the values, shape (n,), n >= 2: a number."""
+    from scipy.stats import t
+
+    def of(values: Array) -> float:
+        return float(mean_and_interval(values)[1])
+
+    def spread(values: Array) -> float:
+        return float(np.std(values, ddof=1))
+
+    compare(
+        answer,
+        of,
+        cases=[(torch.rand(n, dtype=torch.float64).numpy(),) for n in (2, 3, 5, 10)],
+        mistakes={
+            "divided by n": (
+                lambda v: of(v) * math.sqrt((len(v) - 1) / len(v)),
+                "Your standard deviation divides by n. With a mean taken from the same values, by what should it?",
+            ),
+            "root of n left out": (
+                lambda v: of(v) * math.sqrt(len(v)),
+                "That is the spread of single runs. How does the mean of n runs scatter, compared with one?",
+            ),
+            "normal instead of t": (
+                lambda v: 1.959963984540054 * spread(v) / math.sqrt(len(v)),
+                "You took the normal distribution's quantile. The spread is itself estimated, from few values.",
+            ),
+            "standard error": (
+                lambda v: spread(v) / math.sqrt(len(v)),
+                "That is the standard error. How many of them make up an interval that is right 95 times in 100?",
+            ),
+            "standard deviation": (
+                spread,
+                "That is the spread of single runs. The interval is about their mean, and holds 95 times in 100.",
+            ),
+            "one tail": (
+                lambda v: float(t.ppf(0.95, len(v) - 1)) * spread(v) / math.sqrt(len(v)),
+                "Your quantile leaves 5 % above it. The interval is to leave 5 % outside on both sides together.",
+            ),
+            "n degrees of freedom": (
+                lambda v: float(t.ppf(0.975, len(v))) * spread(v) / math.sqrt(len(v)),
+                "You took n degrees of freedom. One was spent on the mean.",
+            ),
+        },
+    )
+    return "With two runs the quantile is above 12, with five it is below 3."
+
+
+def _trio(T: int) -> tuple[Array, Array, Array]:
+    """Three matrices with the same ACC: all tasks known alike; one lost to guessing; one never learned."""
+    even = np.tril(np.full((T, T), 0.95))
+    even[np.triu_indices(T, 1)] = math.nan
+    even[-1] = 0.55 + 0.1 * torch.rand(T, dtype=torch.float64).numpy()
+    task = int(torch.randint(T - 1, (1,)))
+    lost = even.copy()
+    lost[-1, :-1] = (even[-1, :-1].sum() - 0.1) / (T - 2)
+    lost[-1, task] = 0.1
+    never = lost.copy()
+    never[task:, task] = 0.1
+    return even, lost, never
+
+
+@exercise("measuring-6")
+def lost_task(answer: Any) -> str:
+    """A function of R, shape (T, T), that is lower when one task is lost than when none is, at equal ACC: a number."""
+    scores = []
+    for T in (4, 5, 6, 8):
+        scores.append([number(call(answer, R), "What your function returns") for R in _trio(T)])
+    even, lost, never = np.array(scores).T
+    if close(even, lost):
+        raise Hint(
+            "It gives the same whether a task is lost or not: a mean over tasks, and all means are equal here by "
+            "construction. What else is there to read in the last row?",
+            mistake="a mean over tasks",
+        )
+    if (lost > even).all():
+        raise Hint(
+            "It is higher where a task is lost. Turn it round: better should mean larger.", mistake="turned round"
+        )
+    if (lost >= even).any():
+        raise Hint("For some pairs of matrices with the same ACC it ranks the one with a lost task higher.")
+    if (never >= even).any():
+        raise Hint(
+            "It misses a task that was never learned: nothing was forgotten there, and still the task is not known. "
+            "Does it need to compare with an earlier moment at all?",
+            mistake="blind to what was never learned",
+        )
+    return "It sees the lost task whether it was forgotten or never learned."
