@@ -2,23 +2,222 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
-from . import exercise, is_number
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from .. import FineTune, mlp
+from . import Hint, array, call, close, compare, exercise, text
+
+Array = NDArray[np.float64]
 
 
 @exercise("forgetting-1")
-def lost(answer: Any) -> str:
-    """Accuracy on task 1 was 0.98 when learned and is 0.71 in the end: how much was forgotten? A number."""
-    is_number(
+def vocabulary(answer: Any) -> str:
+    """What each plan is called: a dictionary from the letters "a" to "e" to the names in the list."""
+    right = {"a": "continual", "b": "feature extraction", "c": "fine-tuning", "d": "joint", "e": "meta-learning"}
+    hints = {
+        ("a", "fine-tuning"): "Plan a trains on and on too, but read its last words: what counts in the end?",
+        ("a", "joint"): "Are the first year's pictures still there in plan a?",
+        ("b", "fine-tuning"): "In plan b, which weights may still move?",
+        ("c", "feature extraction"): "In plan c, does anything stay as it was?",
+        ("c", "continual"): "Does plan c ask whether the cats are still known at the end?",
+        ("d", "continual"): "In plan d, does any data ever go away?",
+        ("e", "continual"): "In plan e, are the tasks kept, or are they practice for tasks to come?",
+    }
+    if not isinstance(answer, Mapping) or set(answer) != set(right):
+        raise Hint('The answer should be a dictionary with the keys "a", "b", "c", "d" and "e", and a name for each.')
+    given = {letter: text(answer[letter], sorted(right.values()), f"The name for {letter}") for letter in right}
+    for letter, name in given.items():
+        if name != right[letter]:
+            words = hints.get((letter, name), "Ask what data is there, what may move, and what counts in the end.")
+            raise Hint(f"Not {name} for plan {letter}. {words}", mistake=f"{letter}: {name}")
+    return "All learn from more than one task; only a is judged by all of them with the data of one at a time."
+
+
+def _left_behind(theta: Array, x1: Array, y1: float, x2: Array, y2: float) -> float:
+    after = theta - (theta @ x2 - y2) * x2 / (x2 @ x2)
+    return float(0.5 * (after @ x1 - y1) ** 2)
+
+
+@exercise("forgetting-2")
+def left_behind(answer: Any) -> str:
+    """The loss of task 1 once descent has solved task 2: a function of theta, x1, y1, x2, y2."""
+
+    def case(n: int) -> tuple[Array, Array, float, Array, float]:
+        theta, x1, x2, y = (np.asarray(torch.randn(m).double()) for m in (n, n, n, 2))
+        return theta, x1, float(y[0]), x2, float(y[1])
+
+    compare(
         answer,
-        0.98 - 0.71,
+        _left_behind,
+        cases=[case(n) for n in (2, 2, 3, 5)],
         mistakes={
-            "what is left": (0.71, "That is what is still known in the end. How much of it was there before?"),
-            "relative loss": (
-                (0.98 - 0.71) / 0.98,
-                "You divided by what was known. The book counts forgetting in accuracy itself, without dividing.",
+            "loss before": (
+                lambda theta, x1, y1, x2, y2: 0.5 * (theta @ x1 - y1) ** 2,
+                "That is the loss of task 1 before task 2 is learned. Where does descent on task 2 end?",
+            ),
+            "loss of task 2": (
+                lambda theta, x1, y1, x2, y2: 0.5 * (theta @ x2 - y2) ** 2,
+                "That is the loss of task 2 at the start. The loss of task 1, at the end, is asked for.",
+            ),
+            "one step": (
+                lambda theta, x1, y1, x2, y2: 0.5 * ((theta - (theta @ x2 - y2) * x2) @ x1 - y1) ** 2,
+                "That is one step of size one. How far along x2 must you go until task 2's error is exactly zero?",
+            ),
+            "length, not its square": (
+                lambda theta, x1, y1, x2, y2: (
+                    0.5 * ((theta - (theta @ x2 - y2) * x2 / np.linalg.norm(x2)) @ x1 - y1) ** 2
+                ),
+                "You divided by the length of x2. Put your theta into task 2's error: is it zero?",
+            ),
+            "no half": (
+                lambda theta, x1, y1, x2, y2: 2 * _left_behind(theta, x1, y1, x2, y2),
+                "Twice too much: the loss is half of the squared error.",
+            ),
+            "error, not loss": (
+                lambda theta, x1, y1, x2, y2: (theta - (theta @ x2 - y2) * x2 / (x2 @ x2)) @ x1 - y1,
+                "That is task 1's error. The loss is half of its square.",
             ),
         },
     )
-    return "Points of accuracy, not a fraction of what was known."
+    return "If task 1 was solved before, all that matters is the angle between x1 and x2, and how wrong task 2 was."
+
+
+@exercise("forgetting-3")
+def harmless(answer: Any) -> str:
+    """An input of task 2 that cannot make the network forget x1 = (1, 2, 2): three numbers, not all zero."""
+    x1 = np.array([1.0, 2.0, 2.0])
+    x2 = array(answer, (3,))
+    if close(x2, 0):
+        raise Hint("With an input of zeros task 2 has no gradient, and can never be learned.", mistake="zeros")
+    if close(np.cross(x1, x2), 0):
+        raise Hint(
+            "This input points along x1 itself: every step for it changes what task 1 answers as much as can be.",
+            mistake="parallel",
+        )
+    if not close(x1 @ x2, 0):
+        raise Hint(
+            f"A step along this input changes the answer to x1: their product is {x1 @ x2:.3g}. What must it be?",
+            mistake="product not zero",
+        )
+    return "At right angles: a step for the one does not show in the other. Isolation builds such tasks on purpose."
+
+
+def _change(g1: Array, g2: Array, H1: Array, lr: float) -> float:
+    return float(-lr * g1 @ g2 + 0.5 * lr**2 * g2 @ H1 @ g2)
+
+
+@exercise("forgetting-4")
+def change(answer: Any) -> str:
+    """What a step on task 2 does to task 1's loss, to second order: a function of g1, g2, H1, lr."""
+
+    def case(n: int) -> tuple[Array, Array, Array, float]:
+        g1, g2, H = (np.asarray(torch.randn(shape).double()) for shape in ((n,), (n,), (n, n)))
+        return g1, g2, H @ H.T, 0.1 + float(torch.rand(()))
+
+    compare(
+        answer,
+        _change,
+        cases=[case(n) for n in (2, 3, 4)],
+        mistakes={
+            "first order": (
+                lambda g1, g2, H1, lr: -lr * g1 @ g2,
+                "That is the first-order term. It vanishes where task 1 is solved; what is left then?",
+            ),
+            "second order": (
+                lambda g1, g2, H1, lr: 0.5 * lr**2 * g2 @ H1 @ g2,
+                "That is the second-order term alone. Away from task 1's solution g1 is not zero.",
+            ),
+            "sign of the first term": (
+                lambda g1, g2, H1, lr: lr * g1 @ g2 + 0.5 * lr**2 * g2 @ H1 @ g2,
+                "The step is -lr * g2: a sign is lost in the first-order term.",
+            ),
+            "sign of the second term": (
+                lambda g1, g2, H1, lr: -lr * g1 @ g2 - 0.5 * lr**2 * g2 @ H1 @ g2,
+                "In the second-order term the step comes twice, so its two minus signs make a plus.",
+            ),
+            "no half": (
+                lambda g1, g2, H1, lr: -lr * g1 @ g2 + lr**2 * g2 @ H1 @ g2,
+                "The second-order term of Taylor's formula has a factor that yours lacks.",
+            ),
+            "lr not squared": (
+                lambda g1, g2, H1, lr: -lr * g1 @ g2 + 0.5 * lr * g2 @ H1 @ g2,
+                "The step, with its lr, comes twice in the second-order term.",
+            ),
+            "the other gradient": (
+                lambda g1, g2, H1, lr: -lr * g1 @ g2 + 0.5 * lr**2 * g1 @ H1 @ g1,
+                "Which gradient is stepped along? The curvature that matters is the one in that direction.",
+            ),
+        },
+    )
+    return "Where g1 is zero, no step is free: what is left is the curvature, and at a minimum it is never negative."
+
+
+@exercise("forgetting-5")
+def freeze_first(answer: Any) -> str:
+    """Freeze the first n linear layers of a learner's backbone: a function of (learner, n), changing the learner."""
+    for n in range(4):
+        learner = FineTune(mlp(6, 5, 5, 5, dropout=0.1))
+        layers = [module for module in learner.backbone if isinstance(module, nn.Linear)]
+        before = [layer.weight.detach().clone() for layer in layers]
+        _freeze(answer, learner, n)
+        layers = [module for module in learner.backbone.modules() if isinstance(module, nn.Linear)]
+        if len(layers) != 3 or not all(
+            torch.equal(layer.weight, old) for layer, old in zip(layers, before, strict=True)
+        ):
+            raise Hint(
+                "The weights themselves changed. Freezing keeps them as they are.", mistake="changes the weights"
+            )
+        moved = _moved(learner, layers)
+        if moved == [i >= n for i in range(3)]:
+            continue
+        if all(moved):
+            raise Hint(f"With n={n}, every layer still moves when the network is trained.", mistake="nothing is frozen")
+        if n == 2 and moved == [False, True, True]:
+            raise Hint(
+                "With n=2 only one layer is frozen. The backbone holds modules without weights too: count layers.",
+                mistake="counts every module",
+            )
+        if moved == [i < 3 - n for i in range(3)]:
+            raise Hint(
+                f"With n={n}, you froze the last layers. The first are those next to the input.", mistake="the last"
+            )
+        frozen = [i for i in range(3) if not moved[i]]
+        raise Hint(
+            f"With n={n}, these layers do not move (counted from 0): {frozen}. Which ones should not?",
+            mistake="the wrong layers",
+        )
+    return "What is frozen cannot be forgotten, and cannot learn."
+
+
+def _freeze(answer: Any, learner: FineTune, n: int) -> None:
+    """Call the reader's function on the learner itself, which it is meant to change."""
+    if not callable(answer):
+        call(answer)
+    try:
+        answer(learner, n)
+    except Exception as error:
+        raise Hint(
+            f"Your function raised {type(error).__name__} ({error}), called with a learner and n={n}."
+        ) from error
+
+
+def _moved(learner: FineTune, layers: list[nn.Linear]) -> list[bool]:
+    """Which layers an optimiser with momentum and weight decay moves."""
+    before = [copy.deepcopy(layer.weight.detach()) for layer in layers]
+    weights = [p for p in learner.parameters() if p.requires_grad]
+    if weights:
+        optimizer = torch.optim.SGD(weights, lr=0.1, momentum=0.9, weight_decay=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            output = learner.backbone(torch.randn(8, 6))
+            if output.requires_grad:
+                output.square().mean().backward()
+                optimizer.step()
+    return [not torch.equal(layer.weight, old) for layer, old in zip(layers, before, strict=True)]
