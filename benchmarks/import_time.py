@@ -37,7 +37,7 @@ def main() -> None:
     loaded = subprocess.run([sys.executable, "-c", WATCH], check=True, capture_output=True, text=True).stdout.split()
     early = sorted(set(loaded) & set(LATER))
     print(
-        f"\nof {', '.join(LATER)}, `import minicl` loads beyond what torch itself has loaded: {', '.join(early) or 'none'}"
+        f"\nof {', '.join(LATER)},\n`import minicl` loads, beyond what torch has loaded: {', '.join(early) or 'none'}"
     )
 
 

@@ -6,6 +6,7 @@ Every data set becomes two `Samples`, train and test, held as tensors once: imag
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,17 +67,21 @@ def load(
     Raises:
         ValueError: unknown name, no root, or samples that cannot be stacked into one tensor.
         FileNotFoundError: the files are not under `root`; the message says which command fetches them.
+        ConnectionError: they could not be downloaded.
     """
     if not isinstance(dataset, str):
         if not isinstance(dataset, (tuple, list)) or len(dataset) != 2:
             raise ValueError(
-                f"dataset is {_kind(dataset)}; allowed: a name ({', '.join(NAMES)}) or a pair (train, test) of torch datasets"
+                f"dataset is {_kind(dataset)}; allowed: a name ({', '.join(NAMES)}) "
+                "or a pair (train, test) of torch datasets"
             )
         return as_samples(dataset[0], "train"), as_samples(dataset[1], "test")
     if dataset == "digits":
         return _digits()
     if dataset not in TORCHVISION:
-        raise ValueError(f"unknown data set {dataset!r}; allowed: {', '.join(NAMES)}, or a pair (train, test) of torch datasets")
+        raise ValueError(
+            f"unknown data set {dataset!r}; allowed: {', '.join(NAMES)}, or a pair (train, test) of torch datasets"
+        )
     if root is None:
         raise ValueError(f"{dataset!r} is read from a folder of your choice: give it as root, for example root='data'")
     return _from_torchvision(dataset, Path(root), download, size)
@@ -88,25 +93,27 @@ def as_samples(data: Any, part: str = "data") -> Samples:
         x, y = data.x, data.y
     elif isinstance(data, torch.utils.data.TensorDataset) and len(data.tensors) == 2:
         x, y = data.tensors
-    elif isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        x, y = data
+    elif isinstance(data, (tuple, list)) and len(data) == 2 and all(map(_is_array, data)):
+        x, y = map(torch.as_tensor, data)
     else:
         x, y = _decode(data, part)
     if y.is_floating_point() or y.is_complex() or y.ndim != 1:
-        raise ValueError(f"the labels of the {part} samples are {y.dtype} of shape {tuple(y.shape)}; allowed: integers of shape (n,)")
+        raise ValueError(
+            f"the labels of the {part} samples are {y.dtype} of shape {tuple(y.shape)}; allowed: integers of shape (n,)"
+        )
     if x.dtype == torch.uint8:
         x = x.float() / 255
-    elif x.dtype in (torch.float64, torch.float16, torch.bfloat16):
+    elif x.dtype in (torch.float64, torch.float16, torch.bfloat16, torch.bool):
         x = x.float()
     return Samples(x, y.long())
 
 
 def _decode(data: Any, part: str) -> tuple[Tensor, Tensor]:
-    try:
-        length = len(data)
-        pairs = [data[i] for i in range(length)]
-    except TypeError as error:
-        raise ValueError(f"the {part} data is {_kind(data)}; allowed: a torch dataset with a length, whose items are (input, label)") from error
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__") or isinstance(data, (str, dict)):
+        raise ValueError(
+            f"the {part} data is {_kind(data)}; allowed: a torch dataset with a length, whose items are (input, label)"
+        )
+    pairs = [data[i] for i in range(len(data))]
     if not pairs:
         raise ValueError(f"the {part} data set is empty; at least one sample is needed")
     if not isinstance(pairs[0], (tuple, list)) or len(pairs[0]) != 2:
@@ -118,10 +125,22 @@ def _decode(data: Any, part: str) -> tuple[Tensor, Tensor]:
             f"the {part} data set has inputs of different shapes, such as {shapes[0]} and {shapes[-1]}; "
             "give it a transform that brings them to one shape"
         )
-    labels = [torch.as_tensor(label) for _, label in pairs]
-    if any(label.numel() != 1 or label.is_floating_point() for label in labels):
-        raise ValueError(f"the {part} data set has labels that are not single integers, such as {pairs[0][1]!r}")
-    return torch.stack(inputs), torch.stack([label.reshape(()).long() for label in labels])
+    labels = [_as_label(label, part) for _, label in pairs]
+    return torch.stack(inputs), torch.stack(labels)
+
+
+def _as_label(label: Any, part: str) -> Tensor:
+    try:
+        number = torch.as_tensor(label)
+    except (TypeError, ValueError, RuntimeError):
+        number = torch.empty(0)
+    if number.numel() != 1 or number.is_floating_point() or number.is_complex():
+        raise ValueError(f"the {part} data set has labels that are not single integers, such as {label!r}")
+    return number.reshape(()).long()
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor) or type(value).__module__ == "numpy"
 
 
 def _as_tensor(image: Any) -> Tensor:
@@ -154,9 +173,14 @@ def _from_torchvision(name: str, root: Path, download: bool, size: int) -> tuple
     def parts(**kwargs: Any) -> Any:
         try:
             return maker(root=str(root), download=download, **kwargs)
+        except (AssertionError, EOFError, IndexError, ValueError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"the files of {name} in the folder {str(root)!r} are damaged ({error}); "
+                "delete them and fetch them again"
+            ) from error
         except RuntimeError as error:
             if download:
-                raise
+                raise ConnectionError(f"{name} could not be fetched into the folder {str(root)!r}: {error}") from error
             raise FileNotFoundError(
                 f"{name} is not in the folder {str(root)!r}. Fetch it with  "
                 f"minicl.split({name!r}, root={str(root)!r}, download=True)  or on the command line with  "
@@ -198,8 +222,8 @@ def torchvision() -> ModuleType:
     """
     try:
         import torchvision
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
+    except (RuntimeError, AttributeError) as error:
+        if "torchvision" not in str(error) or _operators:
             raise
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]  # the failed import left half-loaded modules behind

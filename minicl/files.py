@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 FORMAT = 1
@@ -23,9 +24,9 @@ def write(path: str | Path, header: dict[str, Any], tensors: dict[str, Tensor]) 
     places: set[int] = set()
     for name, tensor in tensors.items():
         value = tensor.detach().contiguous()
-        # Tied weights share memory, which the format forbids: each name gets a copy of its own.
-        ready[name] = value.clone() if value.data_ptr() in places else value
-        places.add(ready[name].data_ptr())
+        # Tied weights and views share memory, which the format forbids: each name gets a copy of its own.
+        ready[name] = value.clone() if value.untyped_storage().data_ptr() in places else value
+        places.add(ready[name].untyped_storage().data_ptr())
     metadata = {"minicl": json.dumps({"format": FORMAT, **header})}
     atomically(path, lambda temporary: save_file(ready, temporary, metadata=metadata))
 
@@ -46,11 +47,15 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             header = json.loads(metadata["minicl"]) if "minicl" in metadata else None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(f"{str(path)!r} is not a readable safetensors file (damaged, cut short, or something else): {error}") from error
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
+        raise ValueError(
+            f"{str(path)!r} is not a readable safetensors file (damaged, cut short, or something else): {error}"
+        ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = None if not isinstance(header, dict) else header.get("format")
-        raise ValueError(f"{str(path)!r} was not written by minicl, or by another version of it (format {found}; allowed: {FORMAT})")
+        raise ValueError(
+            f"{str(path)!r} was not written by minicl, or by another version of it (format {found}; allowed: {FORMAT})"
+        )
     return header, tensors
 
 
@@ -69,8 +74,10 @@ def read_json(path: str | Path) -> Any:
         raise FileNotFoundError(f"there is no file {str(path)!r}")
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, IsADirectoryError) as error:
-        raise ValueError(f"{str(path)!r} is not readable JSON (damaged, cut short, or something else): {error}") from error
+    except (ValueError, IsADirectoryError, RecursionError) as error:
+        raise ValueError(
+            f"{str(path)!r} is not readable JSON (damaged, cut short, or something else): {error}"
+        ) from error
 
 
 def check_writable(path: str | Path) -> None:
@@ -78,6 +85,10 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{str(path)!r} is a folder; name a file in it")
+    if path.exists() and not path.is_file():  # replacing /dev/null by a file would harm the machine
+        raise OSError(f"cannot write {str(path)!r}: it is a device or a pipe, not a file")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"cannot write {str(path)!r}: the file is read-only")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
     if not os.access(path.parent, os.W_OK):
@@ -87,7 +98,7 @@ def check_writable(path: str | Path) -> None:
 def atomically(path: str | Path, write: Callable[[str], Any]) -> None:
     """Let `write` fill a temporary file beside `path` and rename it: what was there is replaced whole or not at all."""
     check_writable(path)
-    path = Path(path)
+    path = Path(path).resolve()  # a link stays a link to what is replaced
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     try:
@@ -111,6 +122,8 @@ def jsonable(value: Any) -> Any:
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [jsonable(item) for item in value]
+    if isinstance(value, np.generic):
+        return jsonable(value.item())
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return {"not_saved": getattr(value, "__qualname__", repr(value))}

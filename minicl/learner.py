@@ -39,6 +39,10 @@ Fit = Callable[..., None]
 mixture of several tasks, with one task id a sample."""
 
 
+NO_LABEL = -(2**62)
+"""PyTorch leaves samples with the label -100 out of the loss, silently. Here nothing is left out."""
+
+
 @dataclass
 class TaskRecord:
     """What a learner remembers of a task: never its data."""
@@ -71,11 +75,12 @@ class Learner(nn.Module):
     needs_task_id: ClassVar[bool] = False
     saved_attributes: ClassVar[tuple[str, ...]] = ()
     """Names of plain attributes that belong into a saved file, beside the tensors of the state dict."""
+    _place: Tensor
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "learn" in cls.__dict__:
-            cls.learn = _lesson(cls.__dict__["learn"])  # type: ignore[method-assign]
+            cls.learn = _lesson(cls.__dict__["learn"])  # type: ignore[method-assign, assignment]
 
     def __init__(self, backbone: nn.Module, **hyperparameters: Any) -> None:
         super().__init__()
@@ -100,8 +105,8 @@ class Learner(nn.Module):
         """Learn `task` by calling `fit` when the method says so.
 
         Methods redefine this. Around it, always: the task is checked and what it needs is created (`grow`) before;
-        afterwards its record is marked as finished. If it breaks off, earlier tasks are as they were and the same task
-        may be learned again.
+        afterwards its record is marked as finished. If it breaks off, all weights and buffers are as they were before,
+        and the same task may be learned again.
 
         Raises:
             ValueError: a task that was learned before, of another scenario, or that the backbone cannot take.
@@ -175,17 +180,19 @@ class Learner(nn.Module):
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy, with an error in words where a label has no output."""
         try:
-            return F.cross_entropy(logits, y)
-        except IndexError as error:
-            raise ValueError(
-                f"labels run from {int(y.min())} to {int(y.max())}, but the head has {logits.shape[1]} outputs; "
-                f"allowed: 0 to {logits.shape[1] - 1}"
-            ) from error
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"labels of shape {tuple(y.shape)} and {y.dtype} do not fit logits of shape {tuple(logits.shape)}; "
-                f"allowed: int64 of shape ({logits.shape[0]},)"
-            ) from error
+            return F.cross_entropy(logits, y, ignore_index=NO_LABEL)
+        except (IndexError, RuntimeError, ValueError) as error:
+            if y.shape != logits.shape[:1] or y.is_floating_point():
+                raise ValueError(
+                    f"labels of shape {tuple(y.shape)} and {y.dtype} do not fit logits of shape {tuple(logits.shape)}; "
+                    f"allowed: int64 of shape ({logits.shape[0]},)"
+                ) from error
+            if not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
+                raise ValueError(
+                    f"labels run from {int(y.min())} to {int(y.max())}, but the head has {logits.shape[1]} outputs; "
+                    f"allowed: 0 to {logits.shape[1] - 1}"
+                ) from error
+            raise
 
     def check(self, x: Tensor, task_id: int | None) -> int | None:
         """The task id to go on with: refused where it is missing or unknown, None where the scenario gives none."""
@@ -195,10 +202,14 @@ class Learner(nn.Module):
                 "For a network that takes several shapes set learner.input_shape = None"
             )
         if self.scenario is None:
-            raise ValueError(f"{type(self).__name__} has learned no task yet; call learner.learn(task, fit) or minicl.run first")
+            raise ValueError(
+                f"{type(self).__name__} has learned no task yet; call learner.learn(task, fit) or minicl.run first"
+            )
         if task_id is None:
             if self.scenario == "task":
-                raise ValueError(f"the task id is missing; in scenario 'task' it is needed. Learned so far: {self._known()}")
+                raise ValueError(
+                    f"the task id is missing; in scenario 'task' it is needed. Learned so far: {self._known()}"
+                )
             return None
         record = self.tasks.get(task_id) if isinstance(task_id, int) and not isinstance(task_id, bool) else None
         if record is None or not (record.finished or task_id == self._current):
@@ -265,15 +276,23 @@ class Learner(nn.Module):
         check_scenario(task.scenario)
         self.accepts(task.scenario)
         if self.scenario not in (None, task.scenario):
-            raise ValueError(f"task {task.id} is of scenario {task.scenario!r}, the tasks before it of {self.scenario!r}")
+            raise ValueError(
+                f"task {task.id} is of scenario {task.scenario!r}, the tasks before it of {self.scenario!r}"
+            )
         if task.id in self.tasks:
             record = self.tasks[task.id]
             if record.finished:
                 raise ValueError(f"task {task.id} has been learned already; learned so far: {self._known()}")
+            if record.n_outputs != task.n_outputs:
+                raise ValueError(
+                    f"task {task.id} has n_outputs={task.n_outputs}, and was prepared with {record.n_outputs}"
+                )
             return record
         record = TaskRecord(task.id, task.n_outputs, self._probe(task), task.scenario, task.name)
         self._check_outputs(record)
         self.grow(record)
+        if not self.tasks:
+            self.input_shape = tuple(task.example.shape[1:])
         self._admit(record)
         return record
 
@@ -301,21 +320,20 @@ class Learner(nn.Module):
     def _probe(self, task: Task) -> int:
         """The number of features that the backbone makes, found by showing it two inputs in evaluation mode."""
         example = task.example
-        if self.input_shape is None and not self.tasks:
-            self.input_shape = tuple(example.shape[1:])
-        elif self.input_shape is not None and tuple(example.shape[1:]) != self.input_shape:
+        if self.input_shape is not None and tuple(example.shape[1:]) != self.input_shape:
             raise ValueError(
-                f"the inputs of task {task.id} have shape {tuple(example.shape[1:])}, those before it {self.input_shape}; "
+                f"the inputs of task {task.id} have shape {tuple(example.shape[1:])}, "
+                f"those before it {self.input_shape}; "
                 "one learner takes inputs of one shape"
             )
         network = self.probed()
-        place = next(network.parameters(), self._place).device  # type: ignore[union-attr]
+        place = next(network.parameters(), self._place).device
         modes = [(module, module.training) for module in network.modules()]
         try:
             network.eval()
             with torch.no_grad():
                 features = network(example.to(place))
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             raise ValueError(
                 f"the backbone cannot take inputs of shape (batch, {', '.join(map(str, example.shape[1:]))}), "
                 f"as task {task.id} has them: {error}"
@@ -327,7 +345,8 @@ class Learner(nn.Module):
             shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(
                 f"the backbone returned {shape} for a batch of {len(example)}; "
-                f"allowed: features of shape ({len(example)}, features). Put an nn.Flatten at its end, or take its classifier off"
+                f"allowed: features of shape ({len(example)}, features). "
+                "Put an nn.Flatten at its end, or take its classifier off"
             )
         return features.shape[1]
 
@@ -348,7 +367,7 @@ class Learner(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where new heads are made."""
-        return self._place.device  # type: ignore[no-any-return, union-attr, return-value]
+        return self._place.device
 
     # ---- what it costs, and taking it elsewhere ------------------------------------------------------------------
 
@@ -390,8 +409,10 @@ class Learner(nn.Module):
             raise ValueError("no task has been learned yet, so there is nothing to export")
         if task_id is None and self.scenario == "task":
             raise ValueError(f"the task id is missing; allowed: {', '.join(map(str, self.learned))}")
-        if task_id is not None and task_id not in self.learned:
-            raise ValueError(f"the task id is {task_id!r}, which has not been learned; allowed: {', '.join(map(str, self.learned))}")
+        if task_id is not None and (type(task_id) is not int or task_id not in self.learned):
+            raise ValueError(
+                f"the task id is {task_id!r}, which has not been learned; allowed: {', '.join(map(str, self.learned))}"
+            )
         return task_id if self.scenario == "task" else None
 
     def _export_head(self, task_id: int | None) -> nn.Module:
@@ -437,20 +458,39 @@ class Learner(nn.Module):
         """
         header, tensors = files.read(path)
         if header.get("method") != cls.__name__:
-            raise ValueError(f"{path} holds a {header.get('method')}, not a {cls.__name__}; load it with minicl.{header.get('method')}.load")
-        given = {**header["hyperparameters"], **hyperparameters}
+            raise ValueError(
+                f"{path} holds a {header.get('method')}, not a {cls.__name__}; "
+                f"load it with minicl.{header.get('method')}.load"
+            )
+        try:
+            saved, shape, attributes = (
+                dict(header["hyperparameters"]),
+                header["input_shape"],
+                dict(header["attributes"]),
+            )
+            records = _check_records(header["tasks"], sum(tensor.numel() for tensor in tensors.values()))
+            input_shape = None if shape is None else tuple(int(n) for n in shape)
+            attributes = {name: attributes[name] for name in cls.saved_attributes}
+        except (TypeError, ValueError, KeyError) as error:
+            raise ValueError(f"{path} has a header that is incomplete or damaged: {error!r}") from error
+        given = {**saved, **hyperparameters}
         missing = [name for name, value in given.items() if files.is_placeholder(value)]
         if missing:
-            raise ValueError(f"{path} could not hold {', '.join(missing)} ({given[missing[0]]['not_saved']}); give it to load(path, backbone, {missing[0]}=...)")
-        learner = cls(backbone, **given)
-        shape = header["input_shape"]
-        learner.input_shape = None if shape is None else tuple(shape)
-        for saved in header["tasks"]:
-            record = TaskRecord(**saved)
-            learner.grow(record)
-            learner._admit(record)
-        for name in cls.saved_attributes:
-            setattr(learner, name, header["attributes"][name])
+            raise ValueError(
+                f"{path} could not hold {', '.join(missing)} ({given[missing[0]]['not_saved']}); "
+                f"give it to load(path, backbone, {missing[0]}=...)"
+            )
+        with torch.random.fork_rng(devices=[]):  # the first weights of what grows are drawn, and overwritten below
+            try:
+                learner = cls(backbone, **given)
+            except TypeError as error:
+                raise ValueError(f"{path} has hyperparameters that {cls.__name__} does not take: {error}") from error
+            learner.input_shape = input_shape
+            for record in records:
+                learner.grow(record)
+                learner._admit(record)
+        for name, value in attributes.items():
+            setattr(learner, name, value)
         state = learner.unpack(tensors)
         _check_state(path, state, learner.state_dict())
         learner.load_state_dict(state)
@@ -467,7 +507,10 @@ class Learner(nn.Module):
 
 
 def _lesson(learn: Callable[[Any, Task, Fit], None]) -> Callable[[Any, Task, Fit], None]:
-    """Around a method's `learn`: check the task and create what it needs, mark it finished when all went well."""
+    """Around a method's `learn`: check the task and create what it needs, mark it finished when all went well.
+
+    When it did not go well (a loss that became NaN, Ctrl-C), put back what the broken training had changed.
+    """
 
     @functools.wraps(learn)
     def lesson(self: Learner, task: Task, fit: Fit) -> None:
@@ -475,17 +518,47 @@ def _lesson(learn: Callable[[Any, Task, Fit], None]) -> Callable[[Any, Task, Fit
             learn(self, task, fit)
             return
         record = self.prepare(task)
+        before = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        training = self.training
         self._current = task.id
         try:
             learn(self, task, fit)
             record.finished = True
         finally:
             self._current = None
+            if not record.finished:
+                _put_back(before, self)
+                self.train(training)
 
     return lesson
 
 
-Learner.learn = _lesson(Learner.learn)  # type: ignore[method-assign]
+Learner.learn = _lesson(Learner.learn)  # type: ignore[method-assign, assignment]
+
+
+@torch.no_grad()
+def _put_back(state: Mapping[str, Tensor], learner: Learner) -> None:
+    for name, tensor in learner.state_dict().items():
+        if name in state and state[name].shape == tensor.shape:  # what has been created since stays as it is
+            tensor.copy_(state[name])
+
+
+def _check_records(records: Any, n_stored: int) -> list[TaskRecord]:
+    """The task records of a file's header, refused where no learner could have written them."""
+    tasks = [TaskRecord(**saved) for saved in records]
+    for task in tasks:
+        check_task_id(task.id)
+        check_scenario(task.scenario)
+        numbers = (task.n_outputs, task.n_features)
+        if not all(type(n) is int and n >= 1 for n in numbers) or not isinstance(task.notes, dict):
+            raise ValueError(f"task {task.id} has a record that is damaged: {task}")
+        if task.n_outputs * task.n_features > n_stored:  # before memory is asked for
+            raise ValueError(
+                f"task {task.id} has a head of {task.n_features} x {task.n_outputs}, which the file does not hold"
+            )
+    if len({task.id for task in tasks}) < len(tasks) or len({task.scenario for task in tasks}) > 1:
+        raise ValueError("its tasks have the same id, or different scenarios")
+    return tasks
 
 
 def _check_state(path: str | Path, given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -497,6 +570,12 @@ def _check_state(path: str | Path, given: Mapping[str, Tensor], expected: Mappin
             raise ValueError(
                 f"{path} does not fit this backbone: {name} has shape {tuple(given[name].shape)} in the file "
                 f"and {tuple(tensor.shape)} in the network"
+            )
+        if given[name].dtype != tensor.dtype:
+            raise ValueError(
+                f"{path} does not fit this backbone: {name} is {given[name].dtype} in the file "
+                f"and {tensor.dtype} in the "
+                f"network; give it a backbone.to({given[name].dtype})"
             )
 
 
@@ -515,6 +594,8 @@ def freeze(module: nn.Module) -> None:
             value = getattr(part, name).detach().clone()
             delattr(part, name)
             part.register_buffer(name, value)
+        if isinstance(part, nn.RNNBase):
+            part._init_flat_weights()  # a recurrent layer keeps a list of its parameters, and reads that
         part.frozen = True  # type: ignore[assignment]
         part.frozen_parameters = [*getattr(part, "frozen_parameters", []), *names]  # type: ignore[assignment]
         part.training = False
@@ -527,6 +608,8 @@ def plain(module: nn.Module) -> nn.Module:
             value = getattr(part, name)
             delattr(part, name)
             part.register_parameter(name, nn.Parameter(value))
+        if isinstance(part, nn.RNNBase):
+            part._init_flat_weights()
         for attribute in ("frozen", "frozen_parameters", "_first_weights"):
             part.__dict__.pop(attribute, None)
     return module.eval().requires_grad_(True)
@@ -549,23 +632,32 @@ def parameters_of(module: nn.Module) -> Iterable[Tensor]:
 class FineTune(Learner):
     """Train on each task as it comes and protect nothing: the lower bound on what is remembered."""
 
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__(backbone)
+
 
 class FeatureExtraction(Learner):
     """Freeze the backbone after the first task and train new heads on it: "classifier only" in PackNet's tables."""
 
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__(backbone)
+
     def learn(self, task: Task, fit: Fit) -> None:
         fit()
-        self.restored()
+        self._freeze(task.id)
 
     def restored(self) -> None:
-        if self.tasks:
-            freeze(self.backbone)
-        for t in self.tasks if self.scenario == "task" else ():
-            freeze(self.heads[str(t)])
+        for t in self.learned:
+            self._freeze(t)
+
+    def _freeze(self, task_id: int) -> None:
+        freeze(self.backbone)
+        if self.scenario == "task":
+            freeze(self.heads[str(task_id)])
 
 
 class Individual(Learner):
-    """One network a task, each a copy of the given backbone: nothing is shared, so nothing is forgotten or transferred."""
+    """One network a task, each a copy of the given backbone: nothing is shared, forgotten or transferred."""
 
     needs_task_id = True
 
@@ -607,8 +699,8 @@ class Individual(Learner):
 class Joint(Learner):
     """Train on all tasks so far at once, from the first weights, whenever one arrives: the upper bound.
 
-    It keeps the data of every task, which continual learning forbids. A file cannot hold them: after `load`, set
-    `learner.seen` to the tasks learned before.
+    It keeps the data of every task, which continual learning forbids. A file holds the first weights, but not the data:
+    after `load`, set `learner.seen` to the tasks learned before.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -619,15 +711,27 @@ class Joint(Learner):
     def learn(self, task: Task, fit: Fit) -> None:
         missing = set(self.learned) - {t.id for t in self.seen}
         if missing:
-            raise ValueError(f"joint training needs the data of tasks {sorted(missing)} too; set learner.seen to those tasks")
+            raise ValueError(
+                f"joint training needs the data of tasks {sorted(missing)} too; set learner.seen to those tasks"
+            )
         self.start_over()
         self.seen = [t for t in self.seen if t.id != task.id] + [task]
         fit(tasks=self.seen)
 
     def extra_bytes(self) -> int:
-        """Bytes of the training data it keeps."""
-        parts = [part for task in self.seen for part in (task.make("train").x, task.make("train").y)]
-        return sum(part.numel() * part.element_size() for part in parts)
+        """Bytes of the training data and of the first weights, which it keeps."""
+        data = [part for task in self.seen for part in (task.make("train").x, task.make("train").y)]
+        return sum(part.numel() * part.element_size() for part in (*data, *(self._first or {}).values()))
+
+    def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return state | {f"first.{name}": tensor for name, tensor in (self._first or {}).items()}
+
+    def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        first = {name.removeprefix("first."): t for name, t in tensors.items() if name.startswith("first.")}
+        if first:
+            _check_state("the file's copy of the first weights", first, self.backbone.state_dict())
+            self._first = first
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith("first.")}
 
     def start_over(self) -> None:
         """Back to the first weights, and heads drawn anew."""

@@ -7,7 +7,6 @@ Rows and columns are counted from 0, in the order in which the tasks were learne
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,8 +75,13 @@ def forgetting_ratio(A: ArrayLike, A_R: ArrayLike, A_J: ArrayLike) -> Array:
             f"A, A_J and A_R have shapes {A.shape}, {A_J.shape} and {A_R.shape}; allowed: (T, T), (T, T) and (T,)"
         )
     known = np.tril(np.ones(A.shape, dtype=bool))
-    if bool(np.any((A_J - A_R == 0) & known)):
-        raise ValueError("joint training is exactly as good as a random classifier on some task, so rho would divide by zero")
+    if bool(np.any((A_J - A_R <= 0) & known)):
+        t, tau = np.argwhere((A_J - A_R <= 0) & known)[0]
+        raise ValueError(
+            f"joint training on the tasks up to {t} reaches {A_J[t, tau]} on task {tau}, "
+            f"a random classifier {A_R[tau]}; "
+            "rho has a meaning only where joint training is better"
+        )
     rho = np.where(known, (A - A_R) / np.where(known, A_J - A_R, 1.0) - 1, 0.0)
     return np.asarray(rho.sum(axis=1) / known.sum(axis=1))
 
@@ -90,8 +94,10 @@ def learning_curve_area(curve: ArrayLike) -> float:
     """
     curve = np.asarray(curve, dtype=np.float64)
     if curve.ndim != 1 or len(curve) < 2:
-        raise ValueError(f"a learning curve of shape {curve.shape} has no area; allowed: at least two accuracies in a row")
-    return float(np.trapezoid(curve) / (len(curve) - 1))
+        raise ValueError(
+            f"a learning curve of shape {curve.shape} has no area; allowed: at least two accuracies in a row"
+        )
+    return float(((curve[:-1] + curve[1:]) / 2).mean())
 
 
 def _matrix(R: ArrayLike) -> Array:
@@ -138,7 +144,9 @@ class Result:
         self.accuracy = _matrix(self.accuracy)
         self.baseline = np.asarray(self.baseline, dtype=np.float64)
         if self.baseline.shape != (len(self.accuracy),):
-            raise ValueError(f"baseline has shape {self.baseline.shape}; allowed: ({len(self.accuracy)},), one number a task")
+            raise ValueError(
+                f"baseline has shape {self.baseline.shape}; allowed: ({len(self.accuracy)},), one number a task"
+            )
 
     @property
     def average_accuracy(self) -> float:
@@ -166,8 +174,12 @@ class Result:
         return self.scenario == "task"
 
     def save(self, path: str | Path) -> None:
-        """Write the result to `path` as JSON; NaN becomes null. OSError where the path cannot be written."""
-        files.write_json(path, {"format": files.FORMAT, "kind": "result", **_without_nan(asdict(self))})
+        """Write the result to `path` as JSON. OSError where the path cannot be written.
+
+        NaN becomes null in the matrix, the baseline and the curves. Elsewhere JSON has no word for NaN and infinity:
+        they are written as {"float": "nan"}.
+        """
+        files.write_json(path, {"format": files.FORMAT, "kind": "result", **_encoded(asdict(self))})
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
@@ -178,14 +190,16 @@ class Result:
             ValueError: the file is damaged, or something else.
         """
         value = files.read_json(path)
-        if not isinstance(value, dict) or value.pop("kind", None) != "result" or value.pop("format", None) != files.FORMAT:
+        if (
+            not isinstance(value, dict)
+            or value.pop("kind", None) != "result"
+            or value.pop("format", None) != files.FORMAT
+        ):
             raise ValueError(f"{str(path)!r} holds no result of minicl (format {files.FORMAT})")
         try:
-            result = cls(**value)
-            result.learning_curves = [[_nan(a) for a in curve] for curve in result.learning_curves]
-        except (TypeError, ValueError) as error:
+            return cls(**_decoded(value))
+        except (TypeError, ValueError, KeyError, OverflowError, RecursionError, AttributeError) as error:
             raise ValueError(f"{str(path)!r} holds a result that is incomplete or damaged: {error}") from error
-        return result
 
     def __str__(self) -> str:
         numbers = [f"ACC {self.average_accuracy:.1%}", f"BWT {self.backward_transfer:+.1%}", f"F {self.forgetting:.1%}"]
@@ -193,17 +207,69 @@ class Result:
         return f"{self.method} on {name} ({self.scenario}, {len(self.accuracy)} tasks): " + ", ".join(numbers)
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {str(key): _without_nan(item) for key, item in value.items()}
+def _encoded(value: Any) -> Any:
+    """The fields of a result as JSON holds them."""
+    fields = {name: _finite(files.jsonable(item)) for name, item in value.items() if name not in MEASURED}
+    for name in MEASURED:
+        item = value[name]
+        fields[name] = _null(item.tolist() if isinstance(item, np.ndarray) else item)
+    return {name: fields[name] for name in value}
+
+
+def _decoded(fields: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `_encoded`; raises what Python raises where a field is not of its kind."""
+    value = {name: item if name in MEASURED else _infinite(item) for name, item in fields.items()}
+    value["learning_curves"] = [[_number(a) for a in curve] for curve in value["learning_curves"]]
+    for name in ("accuracy", "baseline"):
+        value[name] = np.asarray(value[name], dtype=np.float64)
+    for name, kinds in KINDS.items():
+        if name in value and (
+            not isinstance(value[name], kinds) or (isinstance(value[name], bool) and kinds is not bool)
+        ):
+            raise ValueError(f"{name} is {value[name]!r}")
+    if "tasks" in value.get("capacity", {}):  # JSON's keys are strings, task ids are numbers
+        value["capacity"]["tasks"] = {int(t): item for t, item in value["capacity"]["tasks"].items()}
+    return value
+
+
+MEASURED = ("accuracy", "baseline", "learning_curves")
+KINDS: dict[str, Any] = {
+    "parameters": int,
+    "seconds": (int, float),
+    "method": str,
+    "hyperparameters": dict,
+    "needs_task_id": bool,
+    "scenario": str,
+    "stream": dict,
+    "seed": int,
+    "settings": dict,
+    "capacity": dict,
+}
+
+
+def _null(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return files.jsonable(value)
+        return [_null(item) for item in value]
+    return float(value) if math.isfinite(value) else None
 
 
-def _nan(value: float | None) -> float:
+def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return {"float": str(value)} if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _infinite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return (
+            float(value["float"])
+            if value.keys() == {"float"}
+            else {key: _infinite(item) for key, item in value.items()}
+        )
+    return [_infinite(item) for item in value] if isinstance(value, list) else value

@@ -6,13 +6,18 @@ Any other `nn.Module` with that shape of output serves as well; these are here s
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import nn
 
 
 def mlp(
-    *widths: int, activation: type[nn.Module] = nn.ReLU, bias: bool = True, batchnorm: bool = False, dropout: float = 0.0
+    *widths: int,
+    activation: type[nn.Module] = nn.ReLU,
+    bias: bool = True,
+    batchnorm: bool = False,
+    dropout: float = 0.0,
 ) -> nn.Sequential:
     """A fully connected backbone. `mlp(64, 256, 256)` takes 64 numbers (images are flattened) to 256 features.
 
@@ -25,8 +30,9 @@ def mlp(
 
     Raises:
         ValueError: fewer than two widths, a width below 1, or a dropout outside [0, 1).
+        TypeError: an activation that makes no modules.
     """
-    _check("mlp", widths, dropout)
+    _check("mlp", widths, activation, dropout)
     layers: list[nn.Module] = [nn.Flatten()]
     for n_in, n_out in zip(widths, widths[1:], strict=False):
         layers.append(nn.Linear(n_in, n_out, bias=bias))
@@ -56,10 +62,12 @@ def cnn(
     Raises:
         ValueError: fewer than two channel counts, one below 1, an even kernel, pool below 1, dropout outside [0, 1).
     """
-    _check("cnn", channels, dropout)
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size is {kernel_size}; allowed: odd numbers from 1 up, which keep the size of the image")
-    if pool < 1:
+    _check("cnn", channels, activation, dropout)
+    if kernel_size < 1 or kernel_size % 2 != 1:
+        raise ValueError(
+            f"kernel_size is {kernel_size}; allowed: odd numbers from 1 up, which keep the size of the image"
+        )
+    if pool < 1 or pool % 1:
         raise ValueError(f"pool is {pool}; allowed: integers from 1 (no pooling) up")
     layers: list[nn.Module] = []
     for n_in, n_out in zip(channels, channels[1:], strict=False):
@@ -74,9 +82,13 @@ def _after(activation: type[nn.Module], norm: nn.Module | None, dropout: float) 
     return [*([norm] if norm else []), activation(), *([nn.Dropout(dropout)] if dropout else [])]
 
 
-def _check(name: str, sizes: tuple[int, ...], dropout: float) -> None:
+def _check(name: str, sizes: tuple[int, ...], activation: Any, dropout: float) -> None:
     if len(sizes) < 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
-        raise ValueError(f"{name}{sizes} is not a network; allowed: at least two positive integers, such as {name}(64, 256)")
+        raise ValueError(
+            f"{name}{sizes} is not a network; allowed: at least two positive integers, such as {name}(64, 256)"
+        )
+    if isinstance(activation, nn.Module) or not callable(activation):
+        raise TypeError(f"activation is {activation!r}; allowed: a class of modules, such as torch.nn.ReLU")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}; allowed: from 0 up to, but not including, 1")
 
@@ -92,8 +104,9 @@ def redraw(network: nn.Module) -> bool:
     if first is None or first != _digest(network):
         return False
     for module in network.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
     network._first_weights = _digest(network)  # type: ignore[assignment]
     return True
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .datasets import Samples, load
+from .datasets import Samples, as_samples, load
 
 SCENARIOS = ("task", "domain", "class")
 PARTS = ("train", "valid", "test")
@@ -88,19 +88,34 @@ class Task:
         """At most two inputs, shape (n, ...): enough to find out what a backbone makes of them."""
         return self.train.x[:2] if self._example is None else self._example[:2]
 
+    @property
+    def has_example(self) -> bool:
+        """Whether `example` is at hand, so that asking for it makes no samples."""
+        return self._example is not None or "train" in self._kept
+
+    def needs(self, *parts: str) -> None:
+        """Raise ValueError where the task was made without one of these parts."""
+        for part in parts:
+            if self._given[part] is None:
+                raise ValueError(
+                    f"task {self.id} ({self.name}) was made without {part} samples; give them as {part}=(x, y)"
+                )
+
     def make(self, part: str) -> Samples:
         """The samples of a part, made anew and not kept: what a loop needs that goes through many large tasks."""
+        if part not in PARTS:
+            raise ValueError(f"unknown part {part!r}; allowed: {', '.join(PARTS)}")
         if part in self._kept:
             return self._kept[part]
         given = self._given[part]
-        if given is None:
-            if part == "valid" and self._given["train"] is not None:
-                return self.train[:0]
-            raise ValueError(f"task {self.id} ({self.name}) was made without {part} samples; give them as {part}=(x, y)")
+        if part == "valid" and given is None:
+            return Samples(self.example[:0], torch.empty(0, dtype=torch.long))
+        self.needs(part)
         samples = given() if callable(given) else given
+        if isinstance(samples, (tuple, list)) and len(samples) == 2:
+            samples = Samples(torch.as_tensor(samples[0]), torch.as_tensor(samples[1]))
         if not isinstance(samples, Samples):
-            x, y = samples
-            samples = Samples(torch.as_tensor(x), torch.as_tensor(y))
+            samples = as_samples(samples, part)
         return self._checked(samples, part)
 
     def _keep(self, part: str) -> Samples:
@@ -113,15 +128,15 @@ class Task:
         if len(samples) == 0 and part != "valid":
             raise ValueError(f"{where} are empty; at least one is needed")
         if samples.y.is_floating_point() or samples.y.ndim != 1:
-            raise ValueError(f"{where} have labels of {samples.y.dtype} and shape {tuple(samples.y.shape)}; allowed: integers, (n,)")
+            raise ValueError(
+                f"{where} have labels of {samples.y.dtype} and shape {tuple(samples.y.shape)}; allowed: integers, (n,)"
+            )
         if len(samples) and not 0 <= int(samples.y.min()) <= int(samples.y.max()) < self.n_outputs:
             raise ValueError(
                 f"{where} have labels from {int(samples.y.min())} to {int(samples.y.max())}; "
                 f"allowed: 0 to {self.n_outputs - 1}, since n_outputs is {self.n_outputs}"
             )
-        if samples.x.is_floating_point() and not bool(torch.isfinite(samples.x).all()):
-            rows = (~torch.isfinite(samples.x).flatten(1).all(1)).nonzero().flatten()
-            raise ValueError(f"{where} hold NaN or infinity in {len(rows)} inputs, the first at index {int(rows[0])}")
+        check_finite(samples.x, where)
         return Samples(samples.x, samples.y.long())
 
     def __repr__(self) -> str:
@@ -141,12 +156,7 @@ class TaskStream(Sequence[Task]):
         self.tasks = list(tasks)
         if not self.tasks:
             raise ValueError("a stream needs at least one task")
-        scenarios = {task.scenario for task in self.tasks}
-        if len(scenarios) > 1:
-            raise ValueError(f"the tasks of a stream must share one scenario; given: {', '.join(sorted(scenarios))}")
-        ids = [task.id for task in self.tasks]
-        if len(set(ids)) < len(ids):
-            raise ValueError(f"the tasks of a stream must have different ids; given: {ids}")
+        check_together(self.tasks)
         self.name = name
         self.scenario = self.tasks[0].scenario
         self.settings = settings or {}
@@ -163,7 +173,9 @@ class TaskStream(Sequence[Task]):
     def __getitem__(self, index: slice) -> TaskStream: ...
     def __getitem__(self, index: int | slice) -> Task | TaskStream:
         if isinstance(index, slice):
-            return TaskStream(self.tasks[index], self.name, {**self.settings, "tasks": [t.id for t in self.tasks[index]]})
+            return TaskStream(
+                self.tasks[index], self.name, {**self.settings, "tasks": [t.id for t in self.tasks[index]]}
+            )
         return self.tasks[index]
 
     def __repr__(self) -> str:
@@ -199,7 +211,10 @@ def split(
     n_classes = len(base.classes)
     if n_tasks > n_classes or n_classes % n_tasks:
         allowed = [n for n in range(1, n_classes + 1) if n_classes % n == 0]
-        raise ValueError(f"{n_classes} classes cannot be split into {n_tasks} equal tasks; allowed n_tasks: {', '.join(map(str, allowed))}")
+        raise ValueError(
+            f"{n_classes} classes cannot be split into {n_tasks} equal tasks; "
+            f"allowed n_tasks: {', '.join(map(str, allowed))}"
+        )
     k = n_classes // n_tasks
 
     def build(t: int) -> Task:
@@ -213,6 +228,8 @@ def split(
             return Samples(data.x[chosen], data.y[chosen] - shift)
 
         classes = base.classes[first : first + k]
+        if not bool(((base.parts["test"].y >= first) & (base.parts["test"].y < first + k)).any()):
+            raise ValueError(f"task {t} would hold the classes {classes}, and the test data has no sample of them")
         name = f"{classes[0]}" if k == 1 else f"{classes[0]}-{classes[-1]}"
         return base.task(t, samples, first + k if scenario == "class" else k, f"classes {name}", classes)
 
@@ -266,21 +283,25 @@ def rotated(
     is black. Other arguments and errors as for `split`.
     """
     base = _Base(dataset, scenario, seed, validation, n_train, n_tasks, root, download, size)
-    if base.parts["train"].x.ndim != 4:
+    if base.parts["train"].x.ndim != 4 or not base.parts["train"].x.is_floating_point():
         raise ValueError(
-            f"inputs of shape {tuple(base.parts['train'].x.shape[1:])} cannot be turned; allowed: images, (channels, height, width)"
+            f"inputs of {base.parts['train'].x.dtype} and shape {tuple(base.parts['train'].x.shape[1:])} "
+            "cannot be turned; "
+            "allowed: images of floating-point numbers, (channels, height, width)"
         )
     if not -360 <= max_angle <= 360:
         raise ValueError(f"max_angle is {max_angle}; allowed: -360 to 360 degrees")
     angles = torch.linspace(0, max_angle, n_tasks, dtype=torch.float64).tolist() if n_tasks > 1 else [0.0]
-    stream = base.stream("rotated", lambda t: base.changed(t, lambda x, t: rotate(x, angles[t]), f"{angles[t]:g} degrees"))
+    stream = base.stream(
+        "rotated", lambda t: base.changed(t, lambda x, t: rotate(x, angles[t]), f"{angles[t]:g} degrees")
+    )
     stream.settings["max_angle"] = max_angle
     return stream
 
 
 def rotate(x: Tensor, degrees: float) -> Tensor:
     """Images x, shape (n, channels, height, width), turned counter-clockwise about their centre."""
-    if degrees == 0:
+    if degrees == 0 or not len(x):
         return x
     angle = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
     cos, sin = float(angle.cos()), float(angle.sin())
@@ -288,7 +309,8 @@ def rotate(x: Tensor, degrees: float) -> Tensor:
     # grid_sample's coordinates run from -1 to 1 along both sides, whatever their lengths: hence the ratios.
     theta = torch.tensor([[cos, -sin * height / width, 0], [sin * width / height, cos, 0]], dtype=x.dtype)
     grid = F.affine_grid(theta.expand(len(x), 2, 3), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, align_corners=False).clamp(0, 1)
+    # Between black and the image's own values nothing new can appear, but for rounding.
+    return F.grid_sample(x, grid, align_corners=False).clamp(min(0.0, float(x.min())), max(0.0, float(x.max())))
 
 
 STREAMS: dict[str, Callable[..., TaskStream]] = {"split": split, "permuted": permuted, "rotated": rotated}
@@ -312,8 +334,7 @@ class _Base:
         check_scenario(scenario)
         if isinstance(n_tasks, bool) or not isinstance(n_tasks, int) or n_tasks < 1:
             raise ValueError(f"n_tasks is {n_tasks!r}; allowed: integers from 1 up")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed is {seed!r}; allowed: integers from 0 up")
+        check_seed(seed)
         if not 0 <= validation < 1:
             raise ValueError(f"validation is {validation}; allowed: a share from 0 up to, but not including, 1")
         self.n_train = _per_task(n_train, n_tasks)
@@ -322,12 +343,22 @@ class _Base:
         for part, samples in (("train", train), ("test", test)):
             if not len(samples):
                 raise ValueError(f"the {part} data set is empty; at least one sample is needed")
+            if samples.x.ndim < 2:
+                raise ValueError(
+                    f"the {part} inputs have shape {tuple(samples.x.shape)}; "
+                    "allowed: (n, ...), at least one axis an input"
+                )
+            check_finite(samples.x, f"the {part} data set")
         if train.x.shape[1:] != test.x.shape[1:]:
-            raise ValueError(f"training inputs have shape {tuple(train.x.shape[1:])}, test inputs {tuple(test.x.shape[1:])}")
+            raise ValueError(
+                f"training inputs have shape {tuple(train.x.shape[1:])}, test inputs {tuple(test.x.shape[1:])}"
+            )
         classes = train.y.unique()
         unknown = sorted(set(test.y.unique().tolist()) - set(classes.tolist()))
         if unknown:
-            raise ValueError(f"the test data has labels that the training data has not: {unknown}; allowed: {classes.tolist()}")
+            raise ValueError(
+                f"the test data has labels that the training data has not: {unknown}; allowed: {classes.tolist()}"
+            )
         self.classes: list[int] = classes.tolist()
         self.generator = torch.Generator().manual_seed(seed)
         fit, held_out = self._hold_out(torch.searchsorted(classes, train.y), validation)
@@ -348,12 +379,12 @@ class _Base:
         }
 
     def _hold_out(self, y: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Indices to train on and to validate on; the share is taken of every class, so that no class goes missing."""
+        """Indices to train on and to validate on; the share is taken of every class, and every class keeps a sample."""
         held_out = torch.zeros(len(y), dtype=torch.bool)
         for c in range(len(self.classes)):
             members = (y == c).nonzero().flatten()
             order = torch.randperm(len(members), generator=self.generator)
-            held_out[members[order[: round(share * len(members))]]] = True
+            held_out[members[order[: min(round(share * len(members)), len(members) - 1)]]] = True
         return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 
     def limit(self, indices: Tensor, t: int) -> Tensor:
@@ -378,7 +409,8 @@ class _Base:
 
     def task(self, t: int, samples: Callable[[str], Samples], n_outputs: int, name: str, classes: list[int]) -> Task:
         parts = {part: (lambda part=part: samples(part)) for part in PARTS}
-        return Task(t, n_outputs, **parts, scenario=self.scenario, name=name, classes=classes)
+        example = self.parts["train"].x[:2]  # of the right shape, which is what it is for
+        return Task(t, n_outputs, **parts, scenario=self.scenario, name=name, classes=classes, example=example)
 
     def stream(self, kind: str, build: Callable[[int], Task]) -> TaskStream:
         tasks = [build(t) for t in range(self.n_tasks)]
@@ -392,6 +424,37 @@ def _per_task(n_train: int | Sequence[int] | None, n_tasks: int) -> list[int] | 
     if len(numbers) != n_tasks or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
         raise ValueError(f"n_train is {n_train!r}; allowed: a positive integer, or {n_tasks} of them, one a task")
     return numbers
+
+
+def check_finite(x: Tensor, where: str) -> None:
+    """Raise ValueError where inputs x, shape (n, ...), hold NaN or infinity."""
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        rows = (~torch.isfinite(x.reshape(len(x), -1)).all(1)).nonzero().flatten()
+        raise ValueError(
+            f"{where}: NaN or infinity in {len(rows)} inputs, the first at index {int(rows[0])}; "
+            "allowed: finite numbers"
+        )
+
+
+def check_seed(seed: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed!r}; allowed: integers from 0 to 2**32 - 1")
+
+
+def check_together(tasks: Sequence[Task]) -> None:
+    """Raise ValueError unless these tasks can be learned in this order: one scenario, different ids, heads that fit."""
+    if len(scenarios := {task.scenario for task in tasks}) > 1:
+        raise ValueError(f"the tasks of a stream must share one scenario; given: {', '.join(sorted(scenarios))}")
+    ids = [task.id for task in tasks]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"the tasks of a stream must have different ids; given: {ids}")
+    outputs = [task.n_outputs for task in tasks]
+    if tasks[0].scenario == "domain" and len(set(outputs)) > 1:
+        raise ValueError(f"in scenario 'domain' all tasks share one head; given n_outputs: {outputs}")
+    if tasks[0].scenario == "class" and sorted(outputs) != outputs:
+        raise ValueError(
+            f"in scenario 'class' n_outputs counts all classes seen so far, so it cannot shrink; given: {outputs}"
+        )
 
 
 def check_scenario(scenario: str) -> None:

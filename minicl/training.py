@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from .datasets import Samples
 from .learner import Learner
 from .metrics import Result
-from .tasks import Task, TaskStream
+from .tasks import Task, TaskStream, check_seed, check_together
 
 SGD = partial(torch.optim.SGD, lr=0.1)
+EVALUATED_AT_ONCE = 1000
+OPTIONAL = inspect.Parameter("closure", inspect.Parameter.KEYWORD_ONLY, default=None)
 
 
 def run(
@@ -48,6 +51,7 @@ def run(
         epochs: passes over a task's training data for each call of `fit`, unless the method asks for another number.
         batch_size: samples a step. A last batch of one sample joins the batch before it.
         optimizer: makes an optimiser from parameters; called anew for every call of `fit`.
+            One that wants a closure, such as LBFGS, gets one.
         schedule: makes a learning-rate scheduler from the optimiser; stepped after each epoch, with the validation
             loss where it wants one (ReduceLROnPlateau).
         patience: stop after so many epochs without a better validation accuracy, and go back to the best epoch.
@@ -56,13 +60,23 @@ def run(
         progress: show a progress bar; by default where a person watches (a terminal, and not in CI).
 
     Raises:
-        ValueError: an argument out of its range, a task learned before, a scenario in which the method cannot work, a
-            device that is not there; before anything is trained.
-        FloatingPointError: the loss became NaN or infinite; says at which task and step.
+        ValueError: an argument out of its range, a task learned before, tasks that do not go together, a scenario in
+            which the method cannot work, a device that is not there; before anything is trained.
+        TypeError: something that is no learner, task or optimiser factory.
+        FloatingPointError: the loss became NaN or infinite; says at which task and step. As after any other error, the
+            learner is as it was before that task.
     """
+    if isinstance(stream, Task):
+        raise TypeError("run was given a single task; allowed: a stream or a list of tasks, such as [task]")
     tasks = list(stream)
     place = check_device(device)
     _check(learner, tasks, epochs, batch_size, patience, seed)
+    for what, factory in (("optimizer", optimizer), ("schedule", schedule)):
+        if factory is not None and not callable(factory):
+            raise TypeError(
+                f"{what} is a {type(factory).__name__}; "
+                "allowed: what makes one, such as partial(torch.optim.SGD, lr=0.1)"
+            )
     name = getattr(stream, "name", "stream")
     curves: list[list[float]] = []
     T = len(tasks)
@@ -109,8 +123,12 @@ def run(
 
 
 @torch.no_grad()
-def evaluate(learner: Learner, task: Task, part: str = "test", batch_size: int = 1000) -> float:
-    """Accuracy (0 to 1) on a part of a task: "test", "valid" or "train". The task id is given in scenario "task" alone."""
+def evaluate(learner: Learner, task: Task, part: str = "test", batch_size: int = EVALUATED_AT_ONCE) -> float:
+    """Accuracy (0 to 1) on a part of a task: "test", "valid" or "train". The task id is given in scenario "task" alone.
+
+    Raises:
+        ValueError: another part, an empty one, or a task that the learner cannot answer for.
+    """
     samples = task.make(part)
     if not len(samples):
         raise ValueError(f"task {task.id} has no {part} samples to evaluate on")
@@ -158,8 +176,25 @@ class _Fit:
         ids = data.ids if tasks is not None else None
         trainable = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         optimizer = learner.protect(self.optimizer(trainable))
+        wants_closure = inspect.signature(optimizer.step).parameters.get("closure", OPTIONAL).default is OPTIONAL.empty
         schedule = None if self.schedule is None else self.schedule(optimizer)
+        self._check_schedule(schedule, mixture)
         best, best_epoch, best_state = -1.0, 0, None
+
+        def gradients(rows: Tensor, epoch: int, step: int, n_steps: int) -> Tensor:
+            optimizer.zero_grad()
+            of_task: Any = task_id if ids is None else ids[rows]  # in a mixture, one id a sample
+            loss = learner.loss(data.x[rows], data.y[rows], of_task)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the loss became {value} at task {self.task.id} ({self.task.name}), epoch {epoch} of {epochs}, "
+                    f"step {step + 1} of {n_steps}; a smaller learning rate may help. "
+                    "The learner is as it was before this task"
+                )
+            loss.backward()
+            return loss
+
         if not self.curve:
             self.curve.append(evaluate(learner, self.task))
         for epoch in range(1, epochs + 1):
@@ -169,17 +204,11 @@ class _Fit:
             last = max(len(batches) - 1, 1)
             for step, rows in enumerate(batches):
                 learner.before_step(step / last if len(batches) > 1 else 1.0)
-                optimizer.zero_grad()
-                loss = learner.loss(data.x[rows], data.y[rows], task_id if ids is None else ids[rows])
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise FloatingPointError(
-                        f"the loss became {value} at task {self.task.id} ({self.task.name}), epoch {epoch} of {epochs}, "
-                        f"step {step + 1} of {len(batches)}; a smaller learning rate may help. "
-                        "The tasks learned before are kept"
-                    )
-                loss.backward()
-                optimizer.step()
+                if wants_closure:
+                    optimizer.step(partial(gradients, rows, epoch, step, len(batches)))  # type: ignore[arg-type]
+                else:
+                    gradients(rows, epoch, step, len(batches))
+                    optimizer.step()
             learner.eval()
             self.seconds += time.perf_counter() - started
             self.curve.append(evaluate(learner, self.task))
@@ -205,9 +234,18 @@ class _Fit:
 
     def _batches(self, n: int) -> list[Tensor]:
         rows = list(torch.randperm(n, generator=self.order).to(self.device).split(self.batch_size))
-        if len(rows) > 1 and len(rows[-1]) == 1:  # BatchNorm has no statistics of one sample
+        if len(rows) > 1 and len(rows[-1]) == 1 < self.batch_size:  # BatchNorm has no statistics of one sample
             rows[-2:] = [torch.cat(rows[-2:])]
         return rows
+
+    def _check_schedule(self, schedule: Any, mixture: Sequence[Task]) -> None:
+        plateau = isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        empty = [task.id for task in mixture if plateau and not len(task.make("valid"))]
+        if empty:
+            raise ValueError(
+                f"ReduceLROnPlateau goes by the validation loss, and task {empty[0]} has no validation samples; "
+                "make the stream with validation > 0, or take another schedule"
+            )
 
     def _step(self, schedule: Any, mixture: Sequence[Task]) -> None:
         if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -217,9 +255,13 @@ class _Fit:
 
     @torch.no_grad()
     def _valid_loss(self, task: Task) -> float:
-        valid = task.make("valid").to(self.device)
-        logits = self.learner(valid.x, task.id if task.scenario == "task" else None)
-        return nn.functional.cross_entropy(logits, valid.y).item()
+        valid = task.make("valid")
+        task_id = task.id if task.scenario == "task" else None
+        total = 0.0
+        for x, y in zip(valid.x.split(EVALUATED_AT_ONCE), valid.y.split(EVALUATED_AT_ONCE), strict=True):
+            logits = self.learner(x.to(self.device), task_id)
+            total += nn.functional.cross_entropy(logits, y.to(self.device), reduction="sum").item()
+        return total / len(valid)
 
 
 class _mix:
@@ -243,40 +285,63 @@ def check_device(device: str | torch.device) -> torch.device:
         place = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"unknown device {device!r}; there are: {', '.join(allowed)}") from error
-    there = place.type == "cpu" or str(place) in allowed or (place.index is None and any(a.startswith(place.type) for a in allowed))
-    if not there:
+    names = {"cpu", *allowed, *(name.partition(":")[0] for name in allowed)}
+    if str(place) not in names:
         raise ValueError(f"the device {str(device)!r} is not there; there are: {', '.join(allowed)}")
     return place
 
 
 def _check(learner: Learner, tasks: list[Task], epochs: int, batch_size: int, patience: int | None, seed: int) -> None:
     if not isinstance(learner, Learner):
-        raise TypeError(f"the learner is a {type(learner).__name__}; allowed: a minicl.Learner such as minicl.FineTune(backbone)")
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", 1 if patience is None else patience)):
+        raise TypeError(
+            f"the learner is a {type(learner).__name__}; allowed: a minicl.Learner such as minicl.FineTune(backbone)"
+        )
+    for name, value in (
+        ("epochs", epochs),
+        ("batch_size", batch_size),
+        ("patience", 1 if patience is None else patience),
+    ):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}; allowed: integers from 1 up")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed is {seed!r}; allowed: integers from 0 up")
+    check_seed(seed)
     if not tasks:
         raise ValueError("the stream has no tasks; at least one is needed")
+    if strange := [task for task in tasks if not isinstance(task, Task)]:
+        raise TypeError(f"the stream holds a {type(strange[0]).__name__}; allowed: minicl.Task")
+    check_together(tasks)
     for task in tasks:
         learner.accepts(task.scenario)
+        task.needs("train", "test")
         if task.id in learner.learned:
             raise ValueError(f"task {task.id} has been learned already; go on with stream[{len(learner.learned)}:]")
         if patience is not None and not len(task.make("valid")):
-            raise ValueError(f"patience needs validation samples, and task {task.id} has none; make the stream with validation > 0")
+            raise ValueError(
+                f"patience needs validation samples, and task {task.id} has none; make the stream with validation > 0"
+            )
+    if len(shapes := {tuple(task.example.shape[1:]) for task in tasks if task.has_example}) > 1:
+        raise ValueError(
+            f"the tasks have inputs of different shapes: {', '.join(map(str, sorted(shapes)))}; "
+            "one learner takes inputs of one shape"
+        )
 
 
 @contextmanager
 def _random_numbers_of(seed: int, device: torch.device) -> Iterator[None]:
     """Random numbers that depend on the seed alone, and leave the process's generators as they were."""
-    cuda = device.type == "cuda"
-    deterministic: AbstractContextManager[Any] = (
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True) if cuda else nullcontext()
-    )
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else []), deterministic:
-        torch.manual_seed(seed)
-        yield
+    cuda, cudnn = device.type == "cuda", torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach into devices that are not in use
+        if cuda:
+            torch.cuda.manual_seed_all(seed)
+            cudnn.benchmark, cudnn.deterministic = False, True
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)
+        try:
+            yield
+        finally:
+            if cuda:
+                cudnn.benchmark, cudnn.deterministic = before
 
 
 @contextmanager
