@@ -10,7 +10,7 @@ os.environ["MPLBACKEND"] = "Agg"  # no window, whoever runs the tests
 from jaxtyping import install_import_hook
 
 # Every public signature that states shapes, Float[Tensor, "batch features"], is checked in every call of every test.
-install_import_hook("minicl", "beartype.beartype")
+install_import_hook("minicl", "shape_checks.check")
 
 import torch
 from hypothesis import settings
