@@ -202,9 +202,11 @@ class Result:
             raise ValueError(f"{str(path)!r} holds a result that is incomplete or damaged: {error}") from error
 
     def __str__(self) -> str:
-        numbers = [f"ACC {self.average_accuracy:.1%}", f"BWT {self.backward_transfer:+.1%}", f"F {self.forgetting:.1%}"]
+        numbers = [f"ACC {self.average_accuracy:.1%}"]
+        if len(self.accuracy) > 1:
+            numbers += [f"BWT {self.backward_transfer:+.1%}", f"F {self.forgetting:.1%}"]
         name = self.stream.get("name", "stream")
-        return f"{self.method} on {name} ({self.scenario}, {len(self.accuracy)} tasks): " + ", ".join(numbers)
+        return f"{self.method} on {name} ({self.scenario}, {len(self.accuracy)} task(s)): " + ", ".join(numbers)
 
 
 def _encoded(value: Any) -> Any:

@@ -6,6 +6,7 @@ Any other `nn.Module` with that shape of output serves as well; these are here s
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def mlp(
     """
     _check("mlp", widths, activation, dropout)
     layers: list[nn.Module] = [nn.Flatten()]
-    for n_in, n_out in zip(widths, widths[1:], strict=False):
+    for n_in, n_out in pairwise(widths):
         layers.append(nn.Linear(n_in, n_out, bias=bias))
         layers += _after(activation, nn.BatchNorm1d(n_out) if batchnorm else None, dropout)
     return _drawn(nn.Sequential(*layers))
@@ -70,7 +71,7 @@ def cnn(
     if pool < 1 or pool % 1:
         raise ValueError(f"pool is {pool}; allowed: integers from 1 (no pooling) up")
     layers: list[nn.Module] = []
-    for n_in, n_out in zip(channels, channels[1:], strict=False):
+    for n_in, n_out in pairwise(channels):
         layers.append(nn.Conv2d(n_in, n_out, kernel_size, padding=kernel_size // 2, bias=bias))
         layers += _after(activation, nn.BatchNorm2d(n_out) if batchnorm else None, dropout)
         if pool > 1:
