@@ -6,6 +6,8 @@ from typing import Any as _Any
 
 from .datasets import NAMES as DATASETS
 from .datasets import Samples
+from .isolation.hat import HAT
+from .isolation.pnn import PNN
 from .learner import FeatureExtraction, FineTune, Individual, Joint, Learner, freeze
 from .metrics import Result
 from .networks import cnn, mlp
@@ -22,6 +24,8 @@ METHODS: dict[str, type[Learner]] = {
     "joint": Joint,
     "individual": Individual,
     "feature-extraction": FeatureExtraction,
+    "pnn": PNN,
+    "hat": HAT,
 }
 """Every method, by its name on the command line."""
 
@@ -39,7 +43,9 @@ def __getattr__(name: str) -> _Any:
 
 __all__ = [
     "DATASETS",
+    "HAT",
     "METHODS",
+    "PNN",
     "SCENARIOS",
     "STREAMS",
     "FeatureExtraction",

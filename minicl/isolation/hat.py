@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..learner import Fit, Learner, TaskRecord, freeze, plain
 from ..tasks import Task
 
-# ---- the equations -----------------------------------------------------------------------------------------------------
+# ---- the equations ---------------------------------------------------------------------------------------------------
 
 FLOOR = 2.0**-40
 """The lowest value of a gate. The sigmoid of -88 and below is no normal float32 any more, and a CPU multiplies such
@@ -69,9 +69,9 @@ def accumulate(mask: Shaped[Tensor, "*units"], previous: Shaped[Tensor, "*units"
 
 
 def protect_weight(
-    mask_out: Float[Tensor, "n_out"], mask_in: Float[Tensor, "n_in"] | None = None
-) -> Float[Tensor, "n_out *n_in"]:
-    """The bracket of Eq. 2, `1 - min(a_{l,i}^{<=t}, a_{l-1,j}^{<=t})`: the factor on the gradient of the weight from j to i.
+    mask_out: Shaped[Tensor, " n_out"], mask_in: Shaped[Tensor, " n_in"] | None = None
+) -> Float[Tensor, "n_out ..."]:
+    """The bracket of Eq. 2, `1 - min(a_{l,i}^{<=t}, a_{l-1,j}^{<=t})`: the factor on the gradient of a weight j to i.
 
     Args:
         mask_out: accumulated mask of the units that the weights lead to, i.
@@ -82,8 +82,8 @@ def protect_weight(
         Factors from 0 (must not move) to 1 (free), shape (n_out, n_in), or (n_out,) without `mask_in`.
     """
     if mask_in is None:
-        return 1 - mask_out
-    return 1 - torch.minimum(mask_out[:, None], mask_in[None, :])
+        return 1 - 1.0 * mask_out  # 1.0 *: masks may be bool
+    return 1 - 1.0 * torch.minimum(mask_out[:, None], mask_in[None, :])
 
 
 def compensate(
@@ -105,7 +105,7 @@ def compensate(
 
 
 def sparsity(
-    masks: Sequence[Float[Tensor, "_"]], previous: Sequence[Float[Tensor, "_"]] | None = None
+    masks: Sequence[Shaped[Tensor, " _"]], previous: Sequence[Shaped[Tensor, " _"]] | None = None
 ) -> Float[Tensor, ""]:
     """Eq. 5: `R = sum_l sum_i a_{l,i}^t (1 - a_{l,i}^{<t}) / sum_l sum_i (1 - a_{l,i}^{<t})`.
 
@@ -116,10 +116,10 @@ def sparsity(
         masks: a^t of each layer.
         previous: a^{<t} of each layer; None before the second task.
     """
-    free = [torch.ones_like(a) for a in masks] if previous is None else [1 - a for a in previous]
-    taken = sum((a * f).sum() for a, f in zip(masks, free, strict=True))
-    there = sum(f.sum() for f in free)
-    return taken / there.clamp(min=torch.finfo(there.dtype).tiny)  # type: ignore[union-attr, operator]
+    free = [torch.ones(len(a), device=a.device) for a in masks] if previous is None else [1 - 1.0 * a for a in previous]
+    taken = sum(((a * f).sum() for a, f in zip(masks, free, strict=True)), torch.zeros(()))
+    there = sum((f.sum() for f in free), torch.zeros(()))
+    return taken / there.clamp(min=torch.finfo(there.dtype).tiny)
 
 
 def masked_step(
@@ -133,7 +133,7 @@ def masked_step(
     return theta - lr * grad * mask
 
 
-# ---- the units of a network ----------------------------------------------------------------------------------------------
+# ---- the units of a network ------------------------------------------------------------------------------------------
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -157,7 +157,7 @@ _INSTEAD = (
 
 @dataclass
 class _Block:
-    """A layer with units, and what follows it unit by unit. Its gate comes last, where the next layer would mix units."""
+    """A layer with units, and what follows it unit by unit. Its gate comes last, before the next layer mixes them."""
 
     name: str
     layer: Any  # nn.Linear or a convolution
@@ -180,9 +180,13 @@ def _blocks(backbone: nn.Module) -> tuple[list[nn.Module | int], list[_Block], l
         if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
             weight = module._parameters.get("weight")
             if weight is None or isinstance(weight, nn.UninitializedParameter):
-                raise ValueError(f"{what} has no plain weight yet (lazy, or parametrised), so HAT cannot gate it; {_INSTEAD}")
+                raise ValueError(
+                    f"{what} has no plain weight yet (lazy, or parametrised), so HAT cannot gate it; {_INSTEAD}"
+                )
             if id(weight) in seen:
-                raise ValueError(f"{what} shares its weight with another layer, so HAT cannot gate it; give each layer its own")
+                raise ValueError(
+                    f"{what} shares its weight with another layer, so HAT cannot gate it; give each layer its own"
+                )
             seen.add(id(weight))
             if isinstance(module, _CONVOLUTIONS) and module.groups != 1:
                 raise ValueError(f"{what} has groups={module.groups}, so HAT cannot gate it; allowed: groups=1")
@@ -191,7 +195,9 @@ def _blocks(backbone: nn.Module) -> tuple[list[nn.Module | int], list[_Block], l
             if isinstance(module, nn.Linear) and blocks and not flat:
                 raise ValueError(f"{what} follows a convolution; put an nn.Flatten between them")
             if blocks and weight.shape[1] % blocks[-1].units:
-                raise ValueError(f"{what} takes {weight.shape[1]} inputs, which does not fit the {blocks[-1].units} units before it")
+                raise ValueError(
+                    f"{what} takes {weight.shape[1]} inputs, which does not fit the {blocks[-1].units} units before it"
+                )
             after, flat = [], isinstance(module, nn.Linear)
             blocks.append(_Block(name, module, weight.shape[0], after))
         elif isinstance(module, _OWN):
@@ -200,9 +206,7 @@ def _blocks(backbone: nn.Module) -> tuple[list[nn.Module | int], list[_Block], l
         elif isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
             flat = True
             after.append(module)
-        elif isinstance(module, (*_UNIT_BY_UNIT, *_DROPOUTS)):
-            after.append(module)
-        elif isinstance(module, _POOLING) and not (flat and blocks) and not getattr(module, "return_indices", False):
+        elif isinstance(module, (*_UNIT_BY_UNIT, *_DROPOUTS)) or _pools(module, flat and bool(blocks)):
             after.append(module)
         else:
             raise ValueError(f"{what} cannot be gated unit by unit; {_INSTEAD}")
@@ -211,10 +215,20 @@ def _blocks(backbone: nn.Module) -> tuple[list[nn.Module | int], list[_Block], l
     return stem, blocks, own
 
 
+def _pools(module: nn.Module, flat: bool) -> bool:
+    """Whether it is a pooling that stays within each unit's map, and returns the map alone."""
+    return isinstance(module, _POOLING) and not flat and not getattr(module, "return_indices", False)
+
+
 def _flattened(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         children = module._modules.items()  # named_children would leave out a module that stands in two places
-        return [pair for key, child in children if child is not None for pair in _flattened(f"{name}.{key}".lstrip("."), child)]
+        return [
+            pair
+            for key, child in children
+            if child is not None
+            for pair in _flattened(f"{name}.{key}".lstrip("."), child)
+        ]
     if not name:
         raise ValueError(f"the backbone is a {type(module).__name__}, whose units HAT cannot follow; {_INSTEAD}")
     return [(name, module)]
@@ -231,7 +245,7 @@ def _gate(h: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, h, 0.0) if mask.dtype == torch.bool else h * mask
 
 
-# ---- the learner -------------------------------------------------------------------------------------------------------
+# ---- the learner -----------------------------------------------------------------------------------------------------
 
 
 class HAT(Learner):
@@ -284,9 +298,8 @@ class HAT(Learner):
         self.own = nn.ModuleDict()
         self.scores = nn.ParameterDict()  # of the task being learned: all layers in one vector
         self._temperature = 1 / s_max
-        self._attention: Tensor | None = None
+        self._gates: list[Tensor] = []  # the attention of the batch at hand, for the sparsity term
         self._previous = torch.zeros(0)
-        self._first: list[tuple[nn.Parameter, Tensor]] = []
         self._corners: list[tuple[nn.Parameter, tuple[slice, ...], Tensor]] = []
         self._brackets: list[tuple[nn.Parameter, Tensor]] = []
 
@@ -294,7 +307,9 @@ class HAT(Learner):
         shape = self.input_shape
         flat = any(isinstance(module, nn.Flatten) for module in self._stem)
         if not flat and shape is not None and len(shape) != self._blocks[0].layer.weight.ndim - 1:
-            raise ValueError(f"inputs of shape {shape} do not suit layer {self._blocks[0].name!r}; put an nn.Flatten before it")
+            raise ValueError(
+                f"inputs of shape {shape} do not suit layer {self._blocks[0].name!r}; put an nn.Flatten before it"
+            )
         if not task.finished and self._full():
             raise ValueError(
                 f"no unit of the network is free for task {task.id}: {self._counts()}. "
@@ -303,10 +318,12 @@ class HAT(Learner):
         super().grow(task)
         self.own[str(task.id)] = nn.ModuleList(copy.deepcopy(module) for module in self._templates)
         if task.finished:  # a file is being loaded, which will fill in the values
-            self._keep(task.id, self._place.new_zeros(sum(self.sizes)))  # type: ignore[operator]
+            self._keep(task.id, self._place.new_zeros(sum(self.sizes)))
         else:
-            scores = self._place.new_empty(sum(self.sizes))  # type: ignore[operator]
-            self.scores[str(task.id)] = nn.Parameter(scores.normal_() if self.init == "normal" else scores.uniform_(0, 2))
+            scores = self._place.new_empty(sum(self.sizes))
+            self.scores[str(task.id)] = nn.Parameter(
+                scores.normal_() if self.init == "normal" else scores.uniform_(0, 2)
+            )
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.lock()  # what earlier tasks claimed cannot move
@@ -314,32 +331,30 @@ class HAT(Learner):
             fit()
             self.after_step()  # also for a loop that forgot `protect`
             self.fix(task.id)  # the mask becomes binary, and final
-        except BaseException:
-            self._start_over(task.id)
-            raise
         finally:
             self.unlock()
 
-    # ---- forward ---------------------------------------------------------------------------------------------------
+    # ---- forward -----------------------------------------------------------------------------------------------------
 
     def features(self, x: Tensor, task_id: int | None) -> Tensor:
         assert task_id is not None
-        finished, own = self.tasks[task_id].finished, self.own[str(task_id)]
+        finished = self.tasks[task_id].finished
+        own: Any = self.own[str(task_id)]
         h, masks = x, self._masks(task_id)
         for module in self._stem:
-            h = (own[module] if isinstance(module, int) else module)(h)  # type: ignore[index]
+            h = (own[module] if isinstance(module, int) else module)(h)
         inputs: Tensor | None = None
         for block, mask in zip(self._blocks, masks, strict=True):
             h = self._linear_map(block.layer, h, inputs)
             for module in block.after:
                 if not (finished and isinstance(module, _DROPOUTS)):  # what is learned stays in evaluation mode
-                    h = (own[module] if isinstance(module, int) else module)(h)  # type: ignore[index]
+                    h = (own[module] if isinstance(module, int) else module)(h)
             h = _gate(h, mask)
             inputs = mask if mask.dtype == torch.bool else None
         return h
 
     def _linear_map(self, layer: Any, h: Tensor, inputs: Tensor | None) -> Tensor:
-        """The layer, blind to the weights from units that the binary mask `inputs` leaves out, whatever became of them."""
+        """The layer, blind to the weights from units that the mask `inputs` leaves out, whatever became of them."""
         if inputs is None:
             result: Tensor = layer(h)
             return result
@@ -352,26 +367,28 @@ class HAT(Learner):
 
     def loss(self, x: Tensor, y: Tensor, task_id: int | None = None) -> Tensor:
         """Eq. 4: `L' = L + c R`, cross-entropy and the share of free units that the task takes."""
-        self._attention = None
+        self._gates = []
         loss = super().loss(x, y, task_id)
-        a, self._attention = self._attention, None
-        return loss if a is None or not self.c else loss + self.c * sparsity([a], [self._previous])
+        gates, self._gates = self._gates, []
+        return loss + self.c * sparsity(gates, [self._previous]) if gates and self.c else loss
 
     def _masks(self, task_id: int) -> Sequence[Tensor]:
         """One mask a layer: while the task is learned, the attention of the moment, through which gradients flow."""
-        if self.training and task_id == self._current and not self.tasks[task_id].finished:
-            self._attention = attention(self.scores[str(task_id)], self._temperature)
-            return self._attention.split(self.sizes)
+        if self.training and task_id == self._current:
+            self._gates = [attention(self.scores[str(task_id)], self._temperature)]
+            return self._gates[0].split(self.sizes)
         return self._final(task_id).split(self.sizes)
 
-    def masks(self, task_id: int) -> list[Float[Tensor, "_"] | Bool[Tensor, "_"]]:
+    def masks(self, task_id: int) -> list[Float[Tensor, " _"] | Bool[Tensor, " _"]]:
         """The task's mask of each layer, shape (units,): bool where masks are binary, otherwise from 0 to 1.
 
         Raises:
             ValueError: a task id that has no mask.
         """
-        if task_id not in self.tasks:
-            raise ValueError(f"the task id is {task_id!r}, which has no mask; allowed: {', '.join(map(str, self.tasks)) or 'none yet'}")
+        if not isinstance(task_id, int) or task_id not in self.tasks:
+            raise ValueError(
+                f"the task id is {task_id!r}, which has no mask; allowed: {', '.join(map(str, self.tasks)) or 'none'}"
+            )
         return list(self._final(task_id).detach().split(self.sizes))
 
     def _final(self, task_id: int) -> Tensor:
@@ -380,26 +397,28 @@ class HAT(Learner):
             kept = getattr(self, f"mask_{task_id}")
             return _unpacked(kept, sum(self.sizes)) if self.binary else attention(kept, 1 / self.s_max)
         scores = self.scores[str(task_id)].detach()
-        return torch.cat([_harden(e)[0] for e in scores.split(self.sizes)]) if self.binary else attention(scores, 1 / self.s_max)
+        return (
+            torch.cat([_harden(e)[0] for e in scores.split(self.sizes)])
+            if self.binary
+            else attention(scores, 1 / self.s_max)
+        )
 
     # ---- protection --------------------------------------------------------------------------------------------------
 
-    def used(self) -> list[Float[Tensor, "_"]]:
+    def used(self) -> list[Float[Tensor, " _"]]:
         """The accumulated mask `a^{<=t}` of each layer, over all finished tasks: 0 for free units."""
-        used = None
+        used: Tensor | None = None
         for t in self.learned:
             used = accumulate(self._final(t), used)
         if used is None:
-            used = self._place.new_zeros(sum(self.sizes))  # type: ignore[operator]
-        return list(used.detach().to(self._place.dtype).split(self.sizes))  # type: ignore[union-attr, arg-type]
+            used = self._place.new_zeros(sum(self.sizes))
+        return list(used.detach().to(self._place.dtype).split(self.sizes))
 
     @torch.no_grad()
     def lock(self) -> None:
         """Eq. 2 for the task to come: work out, once, what must not move, and remember it."""
         used = self.used()
         self._previous, self._temperature = torch.cat(used), 1 / self.s_max
-        self._first = [(p, p.detach().clone()) for p in self.backbone.parameters()]
-        first = {id(p): value for p, value in self._first}
         for block, mask_out, mask_in in zip(self._blocks, used, [None, *used], strict=False):
             weight, bias = block.layer.weight, block.layer.bias
             n_in = weight.shape[1]
@@ -407,17 +426,23 @@ class HAT(Learner):
             pairs = [(weight, bracket), *([] if bias is None else [(bias, protect_weight(mask_out))])]
             for parameter, factor in pairs:
                 if not self.binary:
-                    self._brackets.append((parameter, factor.view(*factor.shape, *[1] * (parameter.ndim - factor.ndim))))
+                    self._brackets.append(
+                        (parameter, factor.view(*factor.shape, *[1] * (parameter.ndim - factor.ndim)))
+                    )
                     continue
-                # The units are in order, so the zeros of the bracket fill its corner: one slice, at the speed of memory.
+                # The units are in order, so the zeros of the bracket fill its corner: one slice, quick to write.
                 still = factor == 0
-                corner = (slice(int(still.any(1).sum())), slice(int(still.any(0).sum()))) if factor.ndim == 2 else (slice(int(still.sum())),)
+                corner = (
+                    (slice(int(still.any(1).sum())), slice(int(still.any(0).sum())))
+                    if factor.ndim == 2
+                    else (slice(int(still.sum())),)
+                )
                 if corner[0].stop:
                     assert int(still.sum()) == still[corner].numel(), "claimed units are not in order"
-                    self._corners.append((parameter, corner, first[id(parameter)][corner]))
+                    self._corners.append((parameter, corner, parameter[corner].clone()))
 
     def unlock(self) -> None:
-        self._first, self._corners, self._brackets, self._attention = [], [], [], None
+        self._corners, self._brackets, self._gates = [], [], []
 
     def before_step(self, progress: float) -> None:
         """Eq. 3: sharpen. A loop that never calls this trains at s_max throughout, and masks stay nearly as drawn."""
@@ -453,18 +478,19 @@ class HAT(Learner):
     @torch.no_grad()
     def fix(self, task_id: int) -> None:
         """Make the task's mask binary and final, put the units in order, and freeze what is the task's own."""
-        scores = self.scores.pop(str(task_id)).detach()
+        scores = self.scores[str(task_id)].detach()
         if self.binary:
             masks, empty = zip(*(_harden(e) for e in scores.split(self.sizes)), strict=True)
             for block, died in zip(self._blocks, empty, strict=True):
                 if died:
                     warnings.warn(
-                        f"task {task_id} switched off every unit of layer {block.name!r}; the one with the highest score "
-                        "was kept, so the task goes on, but poorly. Use a smaller c, or train for longer",
+                        f"task {task_id} switched off every unit of layer {block.name!r}; the one with the highest "
+                        "score was kept, so the task goes on, but poorly. Use a smaller c, or train for longer",
                         stacklevel=4,
                     )
             scores = torch.cat(self._in_order(list(masks)))
         self._keep(task_id, scores)
+        del self.scores[str(task_id)]
         freeze(self.heads[str(task_id)])
         freeze(self.own[str(task_id)])
 
@@ -474,24 +500,19 @@ class HAT(Learner):
 
     def _in_order(self, masks: list[Tensor]) -> list[Tensor]:
         """Reorder each layer's units: claimed earlier (they stay where they are), claimed by this task, free."""
-        followers = [[block.layer.weight] for block in self._blocks[1:]] + [[h.weight for h in self.heads.values()]]  # type: ignore[misc]
-        for l, (block, used) in enumerate(zip(self._blocks, self.used(), strict=True)):
-            order = torch.where(used > 0, 0, torch.where(masks[l], 1, 2)).argsort(stable=True)
-            masks[l] = masks[l][order]
-            own = [module for copies in (self._templates, *self.own.values()) for module in (copies[i] for i in block.after if isinstance(i, int))]  # type: ignore[index]
-            for tensor in (block.layer.weight, block.layer.bias, *(t for module in own for t in module.state_dict().values())):
-                if tensor is not None and tensor.ndim and len(tensor) >= block.units:
+        heads: list[Any] = list(self.heads.values())
+        readers = [[block.layer] for block in self._blocks[1:]] + [heads]
+        for level, (block, used) in enumerate(zip(self._blocks, self.used(), strict=True)):
+            order = torch.where(used > 0, 0, torch.where(masks[level], 1, 2)).argsort(stable=True)
+            masks[level] = masks[level][order]
+            collections: list[Any] = [self._templates, *self.own.values()]
+            own = [copies[i] for copies in collections for i in block.after if isinstance(i, int)]
+            for tensor in (value for module in (block.layer, *own) for value in module.state_dict().values()):
+                if tensor.ndim and len(tensor) >= block.units:
                     tensor.copy_(tensor[_places(order, len(tensor))])
-            for weight in followers[l]:
-                weight.copy_(weight[:, _places(order, weight.shape[1])])
+            for reader in readers[level]:
+                reader.weight.copy_(reader.weight[:, _places(order, reader.weight.shape[1])])
         return masks
-
-    def _start_over(self, task_id: int) -> None:
-        """The task broke off: back to the weights before it, and new scores and a new head for the next attempt."""
-        with torch.no_grad():
-            for parameter, value in self._first:
-                parameter.copy_(value)
-        self.grow(self.tasks[task_id])
 
     def restored(self) -> None:
         for t in self.learned:
@@ -505,11 +526,14 @@ class HAT(Learner):
         tasks, and "free". Soft masks count from 0.5 up."""
         masks = {t: [a > 0.5 for a in self.masks(t)] for t in self.learned}
         layers = {}
-        for l, block in enumerate(self._blocks):
-            users = sum((m[l].int() for m in masks.values()), torch.zeros(block.units, dtype=torch.int32, device=self.device))
+        for level, block in enumerate(self._blocks):
+            users = sum(
+                (m[level].int() for m in masks.values()),
+                torch.zeros(block.units, dtype=torch.int32, device=self.device),
+            )
             layers[block.name] = {
                 "units": block.units,
-                "claimed": {t: int(m[l].sum()) for t, m in masks.items()},
+                "claimed": {t: int(m[level].sum()) for t, m in masks.items()},
                 "shared": int((users > 1).sum()),
                 "free": int((users == 0).sum()),
             }
@@ -528,9 +552,9 @@ class HAT(Learner):
     def export(self, task_id: int | None = None) -> nn.Module:
         """That task's network alone, without the units it does not use: a plain `nn.Sequential`, in evaluation mode.
 
-        Its attribute `report` says what was gained: "parameters" and "parameters_before", "seconds" and "seconds_before"
-        for a batch of 100 (medians, measured now), "speed_up". Soft masks leave no unit out; they are multiplied into
-        the weights.
+        Its attribute `report` says what was gained: "parameters" and "parameters_before"; for a batch of 100, "seconds"
+        and "seconds_before" (medians, measured now) and "speed_up". Soft masks leave no unit out; they are multiplied
+        into the weights.
 
         Raises:
             ValueError: a task id that is missing or not learned.
@@ -538,11 +562,12 @@ class HAT(Learner):
         t = self.check_finished(task_id)
         assert t is not None
         before = nn.Sequential(copy.deepcopy(self.backbone), copy.deepcopy(self.heads[str(t)])).eval()
-        own, mask_in = self.own[str(t)], None
-        modules = [copy.deepcopy(own[m] if isinstance(m, int) else m) for m in self._stem]  # type: ignore[index]
+        own: Any = self.own[str(t)]
+        mask_in = None
+        modules = [copy.deepcopy(own[m] if isinstance(m, int) else m) for m in self._stem]
         for block, mask in zip(self._blocks, self.masks(t), strict=True):
             modules.append(_cut(block.layer, mask, mask_in))
-            modules += [_cut_own(own[m], mask) if isinstance(m, int) else copy.deepcopy(m) for m in block.after]  # type: ignore[index]
+            modules += [_cut_own(own[m], mask) if isinstance(m, int) else copy.deepcopy(m) for m in block.after]
             mask_in = mask
         network = plain(nn.Sequential(*modules, _cut(self.heads[str(t)], None, mask_in)))
         network.report = self._report(before, network)  # type: ignore[assignment]
@@ -555,7 +580,7 @@ class HAT(Learner):
             **dict.fromkeys(("seconds", "seconds_before", "speed_up")),
         }
         if self.input_shape is not None:
-            x = self._place.new_zeros(100, *self.input_shape)  # type: ignore[operator]
+            x = self._place.new_zeros(100, *self.input_shape)
             pairs = [(_seconds(before, x), _seconds(after, x)) for _ in range(7)][2:]
             slow, quick = (sorted(times)[len(pairs) // 2] for times in zip(*pairs, strict=True))
             report.update(seconds=quick, seconds_before=slow, speed_up=slow / quick)
@@ -597,7 +622,7 @@ def _places(order: Tensor, n: int) -> Tensor:
 def _cut(layer: nn.Module, mask_out: Tensor | None, mask_in: Tensor | None) -> nn.Module:
     """A copy of a Linear or convolution with the units of the masks alone; soft masks scale the inputs instead."""
     small = copy.deepcopy(layer)
-    weight: Tensor = layer.weight.detach()  # type: ignore[operator, union-attr, assignment]
+    weight: Any = layer.weight
     bias: Any = layer.bias
     if mask_in is not None:
         mask_in = _spread(mask_in, weight.shape[1])
@@ -607,9 +632,17 @@ def _cut(layer: nn.Module, mask_out: Tensor | None, mask_in: Tensor | None) -> n
         weight, bias = weight[mask_out], None if bias is None else bias[mask_out]
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None:
-            setattr(small, name, nn.Parameter(value.detach().clone()) if name in small._parameters else value.detach().clone())
+            setattr(
+                small,
+                name,
+                nn.Parameter(value.detach().clone()) if name in small._parameters else value.detach().clone(),
+            )
     n_out, n_in = weight.shape[:2]
-    sizes = {"out_features": n_out, "in_features": n_in} if isinstance(layer, nn.Linear) else {"out_channels": n_out, "in_channels": n_in}
+    sizes = (
+        {"out_features": n_out, "in_features": n_in}
+        if isinstance(layer, nn.Linear)
+        else {"out_channels": n_out, "in_channels": n_in}
+    )
     for name, size in sizes.items():
         setattr(small, name, size)
     return small
