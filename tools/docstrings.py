@@ -22,7 +22,7 @@ def _as_prose(self: GoogleDocstring) -> None:
 
 
 def _literally(text: str) -> str:
-    text = re.sub(r"(?<!\\)\|(?=[^\s|])", r"\\|", text)
+    text = re.sub(r"(?<!\\)\|(?=\S)", r"\\|", text)
     return re.sub(r"(?<=\w)_(?![\w`:])", r"\\_", text)
 
 
