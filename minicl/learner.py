@@ -534,7 +534,8 @@ def _lesson(learn: Callable[[Any, Task, Fit], None]) -> Callable[[Any, Task, Fit
             learn(self, task, fit)
             return
         record = self.prepare(task)
-        before = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        still = {f"{path}.{name}" for path, m in self.named_modules() for name in getattr(m, "frozen_parameters", [])}
+        before = {name: tensor.clone() for name, tensor in self.state_dict().items() if name not in still}
         training = self.training
         self._current = task.id
         try:
