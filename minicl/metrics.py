@@ -147,6 +147,10 @@ class Result:
             raise ValueError(
                 f"baseline has shape {self.baseline.shape}; allowed: ({len(self.accuracy)},), one number a task"
             )
+        # The form in which a file holds them, from the beginning: what is loaded equals what was saved.
+        for name in ("hyperparameters", "stream", "settings"):
+            setattr(self, name, files.jsonable(getattr(self, name)))
+        self.capacity = _with_task_ids(files.jsonable(self.capacity))
 
     @property
     def average_accuracy(self) -> float:
@@ -205,8 +209,8 @@ class Result:
         numbers = [f"ACC {self.average_accuracy:.1%}"]
         if len(self.accuracy) > 1:
             numbers += [f"BWT {self.backward_transfer:+.1%}", f"F {self.forgetting:.1%}"]
-        name = self.stream.get("name", "stream")
-        return f"{self.method} on {name} ({self.scenario}, {len(self.accuracy)} task(s)): " + ", ".join(numbers)
+        name, tasks = self.stream.get("name", "stream"), f"{len(self.accuracy)} task{'s' * (len(self.accuracy) > 1)}"
+        return f"{self.method} on {name} ({self.scenario}, {tasks}): " + ", ".join(numbers)
 
 
 def _encoded(value: Any) -> Any:
@@ -229,8 +233,6 @@ def _decoded(fields: dict[str, Any]) -> dict[str, Any]:
             not isinstance(value[name], kinds) or (isinstance(value[name], bool) and kinds is not bool)
         ):
             raise ValueError(f"{name} is {value[name]!r}")
-    if "tasks" in value.get("capacity", {}):  # JSON's keys are strings, task ids are numbers
-        value["capacity"]["tasks"] = {int(t): item for t, item in value["capacity"]["tasks"].items()}
     return value
 
 
@@ -247,6 +249,14 @@ KINDS: dict[str, Any] = {
     "settings": dict,
     "capacity": dict,
 }
+
+
+def _with_task_ids(value: Any) -> Any:
+    """Keys that are numbers, such as task ids, as numbers; JSON has only strings."""
+    if not isinstance(value, dict):
+        return [_with_task_ids(item) for item in value] if isinstance(value, list) else value
+    numbers = all(key.isdecimal() and str(int(key)) == key for key in value)
+    return {int(key) if numbers else key: _with_task_ids(item) for key, item in value.items()}
 
 
 def _null(value: Any) -> Any:
