@@ -7,6 +7,7 @@ from typing import Any as _Any
 from .datasets import NAMES as DATASETS
 from .datasets import Samples
 from .isolation.hat import HAT
+from .isolation.packnet import PackNet
 from .isolation.pnn import PNN
 from .learner import FeatureExtraction, FineTune, Individual, Joint, Learner, freeze
 from .metrics import Result
@@ -26,6 +27,7 @@ METHODS: dict[str, type[Learner]] = {
     "feature-extraction": FeatureExtraction,
     "pnn": PNN,
     "hat": HAT,
+    "packnet": PackNet,
 }
 """Every method, by its name on the command line."""
 
@@ -53,6 +55,7 @@ __all__ = [
     "Individual",
     "Joint",
     "Learner",
+    "PackNet",
     "Result",
     "Samples",
     "Task",
