@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import urllib.error
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,18 +174,20 @@ def _from_torchvision(name: str, root: Path, download: bool, size: int) -> tuple
     def parts(**kwargs: Any) -> Any:
         try:
             return maker(root=str(root), download=download, **kwargs)
-        except (AssertionError, EOFError, IndexError, ValueError, pickle.UnpicklingError) as error:
+        except urllib.error.URLError as error:
+            raise ConnectionError(f"{name} could not be fetched into the folder {str(root)!r}: {error}") from error
+        except (RuntimeError, AssertionError, EOFError, IndexError, ValueError, pickle.UnpicklingError) as error:
+            if download and "ownload" in str(error):
+                raise ConnectionError(f"{name} could not be fetched into the folder {str(root)!r}: {error}") from error
+            if "not found" in str(error):  # in the words of torchvision
+                raise FileNotFoundError(
+                    f"{name} is not, or not whole, in the folder {str(root)!r}. Fetch it with  "
+                    f"minicl.split({name!r}, root={str(root)!r}, download=True)  or on the command line with  "
+                    f"minicl run finetune split-{name} --root {root} --download"
+                ) from error
             raise ValueError(
                 f"the files of {name} in the folder {str(root)!r} are damaged ({error}); "
-                "delete them and fetch them again"
-            ) from error
-        except RuntimeError as error:
-            if download:
-                raise ConnectionError(f"{name} could not be fetched into the folder {str(root)!r}: {error}") from error
-            raise FileNotFoundError(
-                f"{name} is not in the folder {str(root)!r}. Fetch it with  "
-                f"minicl.split({name!r}, root={str(root)!r}, download=True)  or on the command line with  "
-                f"minicl run finetune split-{name} --root {root} --download"
+                "delete them and fetch them again with download=True"
             ) from error
 
     if name == "flowers102":
