@@ -1,0 +1,1 @@
+"""Replay: one network for all tasks, and a small memory of what earlier tasks looked like."""

@@ -1,0 +1,35 @@
+"""Experience Replay: Rolnick et al. 2019, arXiv 1811.11682; Chaudhry et al. 2019, arXiv 1902.10486.
+
+Half of every batch is new, half is remembered. Nothing else.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .memory import Replay
+
+
+class ER(Replay):
+    """L' = mean cross-entropy over the new batch and as many samples drawn from memory.
+
+    Args:
+        backbone: any module.
+        budget: number of samples kept.
+        share: who stays in memory: "reservoir", or an equal share a "task" or "class" (see `Memory`).
+
+    Raises:
+        ValueError: a budget below 1, an unknown share.
+    """
+
+    def __init__(self, backbone: nn.Module, budget: int = 200, share: str = "reservoir") -> None:
+        super().__init__(backbone, budget, share)
+
+    def loss(self, x: Tensor, y: Tensor, task_id: int | None = None) -> Tensor:
+        if not (self.training and len(self.memory)):
+            return super().loss(x, y, task_id)
+        task_id = self.check(x, task_id)
+        old_x, old_y, old_ids, _ = self.memory.draw(len(x))
+        ids = torch.cat([torch.full_like(y, -1 if task_id is None else task_id), old_ids])
+        return self.mixed_loss(torch.cat([x, old_x]), torch.cat([y, old_y]), ids)
