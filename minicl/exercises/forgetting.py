@@ -164,7 +164,7 @@ def freeze_first(answer: Any) -> str:
     """Freeze the first n linear layers of a learner's backbone: a function of (learner, n), changing the learner."""
     for n in range(4):
         learner = FineTune(mlp(6, 5, 5, 5, dropout=0.1))
-        layers = [module for module in learner.backbone if isinstance(module, nn.Linear)]
+        layers = [module for module in learner.backbone.modules() if isinstance(module, nn.Linear)]
         before = [layer.weight.detach().clone() for layer in layers]
         _freeze(answer, learner, n)
         layers = [module for module in learner.backbone.modules() if isinstance(module, nn.Linear)]
