@@ -197,18 +197,27 @@ class Learner(nn.Module):
     def mixed_loss(self, x: Tensor, y: Tensor, task_ids: Tensor) -> Tensor:
         """Mean cross-entropy over samples of several tasks; `task_ids`, int64 of shape (batch,), says of which.
 
-        In scenario "task" each sample goes through its own task's head. All heads are computed in one product, and the
-        outputs of other tasks are left out of each sample's softmax, so the cost hardly depends on the number of tasks.
+        In scenario "task" each sample goes through its own task's head.
         """
-        features = self.features(x, None)
+        return self.cross_entropy(self.mixed_logits(self.features(x, None), task_ids), y)
+
+    def mixed_logits(self, features: Tensor, task_ids: Tensor) -> Tensor:
+        """Logits of features, shape (batch, features), of several tasks: shape (batch, outputs of the widest head).
+
+        In scenario "task" each sample goes through the head of its own task, and outputs that this head has not are -inf.
+        All heads are computed in one product, so the cost hardly depends on the number of tasks.
+        """
         if self.scenario != "task":
-            return self.cross_entropy(self.classify(features, None), y)
-        heads = [h for h in self.heads.values() if isinstance(h, nn.Linear)]
-        owners = torch.tensor([int(t) for t in self.heads], device=y.device)
-        sizes = torch.tensor([h.out_features for h in heads], device=y.device)
+            return self.classify(features, None)
+        heads = [head for head in self.heads.values() if isinstance(head, nn.Linear)]
+        sizes = [head.out_features for head in heads]
         logits = F.linear(features, torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads]))
-        own = owners.repeat_interleave(sizes) == task_ids[:, None]
-        return self.cross_entropy(logits.masked_fill(~own, -torch.inf), y + own.int().argmax(1))
+        places = {t: (sum(sizes[:i]), sizes[i]) for i, t in enumerate(int(name) for name in self.heads)}
+        table = torch.tensor([places.get(t, (0, 0)) for t in range(max(places) + 1)], device=features.device)
+        first, size = table[task_ids].unsqueeze(2).unbind(1)
+        column = torch.arange(max(sizes), device=features.device)
+        own = logits.gather(1, (first + column).clamp(max=logits.shape[1] - 1))
+        return own if len(set(sizes)) == 1 else own.masked_fill(column >= size, -torch.inf)
 
     def check(self, x: Tensor, task_id: int | None) -> int | None:
         """The task id to go on with: refused where it is missing or unknown, None where the scenario gives none."""
@@ -725,12 +734,15 @@ class Joint(Learner):
         self.seen: list[Task] = []
         self._first: dict[str, Tensor] | None = None
 
-    def learn(self, task: Task, fit: Fit) -> None:
+    def prepare(self, task: Task) -> TaskRecord:
         missing = set(self.learned) - {t.id for t in self.seen}
         if missing:
             raise ValueError(
                 f"joint training needs the data of tasks {sorted(missing)} too; set learner.seen to those tasks"
             )
+        return super().prepare(task)
+
+    def learn(self, task: Task, fit: Fit) -> None:
         self.start_over()
         self.seen = [t for t in self.seen if t.id != task.id] + [task]
         fit(tasks=self.seen)
