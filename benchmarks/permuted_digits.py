@@ -29,10 +29,15 @@ def each(method: type[minicl.Learner], **hyperparameters: Any) -> Callable[[], m
 
 
 METHODS: dict[str, tuple[Callable[[], minicl.Learner], dict[str, Any]]] = {
-    # A method's settings: how it is made, and what `minicl.run` is told beside epochs, batch size and seed.
+    # A method's settings: how it is made, and what `minicl.run` is told (epochs and batch size too, where they differ).
     "finetune": (each(minicl.FineTune), {"optimizer": partial(SGD, lr=0.1)}),
-    "individual": (each(minicl.Individual), {"optimizer": partial(SGD, lr=0.1)}),
+    "individual": (each(minicl.Individual), {"optimizer": partial(torch.optim.Adam, lr=0.01)}),
     "feature-extraction": (each(minicl.FeatureExtraction), {"optimizer": partial(SGD, lr=0.1)}),
+    # Found by packnet_search.py: three epochs of training, two of re-training; each task keeps a tenth of the weights.
+    "packnet": (
+        each(minicl.PackNet, keep_ratio=[1 / (TASKS - k) for k in range(TASKS)], retrain_epochs=2),
+        {"optimizer": partial(torch.optim.Adam, lr=0.01), "epochs": 3},
+    ),
 }
 
 
@@ -45,7 +50,8 @@ def measure(name: str, seed: int, part: str = "test") -> tuple[float, float, flo
             [minicl.Task(t.id, t.n_outputs, t.train, t.valid, t.valid, scenario=t.scenario) for t in stream],
             "permuted-digits-valid",
         )
-    result = minicl.run(make(), stream, epochs=EPOCHS, batch_size=BATCH, seed=seed, progress=False, **settings)
+    settings = {"epochs": EPOCHS, "batch_size": BATCH, **settings}
+    result = minicl.run(make(), stream, seed=seed, progress=False, **settings)
     return result.average_accuracy, result.backward_transfer, result.seconds
 
 
