@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import files
-from .networks import redraw
+from .networks import redraw, untouched
 from .tasks import Task, check_scenario, check_task_id
 
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
@@ -712,6 +712,18 @@ class Individual(Learner):
 
     def export_backbone(self, task_id: int | None) -> nn.Module:
         return self.networks[str(task_id)]
+
+    def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        # Later tasks start from the given network, which may be pretrained; not from whatever `load` is given.
+        given = {} if untouched(self.template[0]) else self.template[0].state_dict()
+        return state | {f"template.{name}": tensor for name, tensor in given.items()}
+
+    def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        given = {name.removeprefix("template."): t for name, t in tensors.items() if name.startswith("template.")}
+        if given:
+            _check_state("the file's copy of the given network", given, self.template[0].state_dict())
+            self.template[0].load_state_dict(given)
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith("template.")}
 
     def restored(self) -> None:
         for t in self.learned:

@@ -99,10 +99,15 @@ def _check(name: str, sizes: tuple[int, ...], activation: Any, dropout: float) -
 # elsewhere, which may be pretrained, are taken as they come.
 
 
+def untouched(network: nn.Module) -> bool:
+    """Whether `network` comes from `mlp` or `cnn` and still has its first weights."""
+    first = getattr(network, "_first_weights", None)
+    return first is not None and first == _digest(network)
+
+
 def redraw(network: nn.Module) -> bool:
     """Draw the weights anew if `network` comes from `mlp` or `cnn` and still has its first weights; say if it did."""
-    first = getattr(network, "_first_weights", None)
-    if first is None or first != _digest(network):
+    if not untouched(network):
         return False
     for module in network.modules():
         reset = getattr(module, "reset_parameters", None)
