@@ -20,6 +20,18 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _STILL = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
 
 
+def bits(entries: Tensor, like: Tensor) -> Tensor:
+    """Integers as wide as the numbers of `like`: all bits set where `entries`, a boolean tensor, is True, else none."""
+    return entries.to(_INTEGERS[like.element_size()]).neg_()
+
+
+def switched_off(weight: Tensor, used: Tensor) -> Tensor:
+    """`weight` where `used`, a boolean tensor of its shape, is True, and zero elsewhere."""
+    if torch.is_grad_enabled():
+        return torch.where(used, weight, 0)  # slower, but gradients flow through it
+    return (weight.view(_INTEGERS[weight.element_size()]) & bits(used, weight)).view(weight.dtype)
+
+
 @dataclass
 class _Held:
     parameter: nn.Parameter
@@ -39,8 +51,8 @@ class FrozenEntries:
         """Keep the present values of `parameter` where `entries`, a boolean tensor of its shape, is True."""
         self._version = object()
         if bool(entries.any()):
-            free = (~entries).to(_INTEGERS[parameter.element_size()]).neg_()
-            self._held.append(_Held(parameter, free, torch.where(entries, parameter.detach(), 0)))
+            with torch.no_grad():
+                self._held.append(_Held(parameter, bits(~entries, parameter), switched_off(parameter, entries)))
 
     def release(self) -> None:
         """Hold nothing any more."""
@@ -76,8 +88,8 @@ class FrozenEntries:
         """Give the held entries their values back, unless `watch` found that the step could not have moved them."""
         if not self._still:
             for held in self._there():
-                bits = held.values.view(held.free.dtype)
-                held.parameter.view(held.free.dtype).bitwise_and_(held.free).bitwise_or_(bits)
+                values = held.values.view(held.free.dtype)
+                held.parameter.view(held.free.dtype).bitwise_and_(held.free).bitwise_or_(values)
         self._still = False
 
     def _there(self) -> list[_Held]:

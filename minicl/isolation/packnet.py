@@ -25,7 +25,7 @@ from torch.func import functional_call
 from ..learner import Fit, Learner, Optimizer, TaskRecord, freeze, plain
 from ..tasks import Task
 from ..training import evaluate
-from .frozen import FrozenEntries
+from .frozen import FrozenEntries, switched_off
 
 KeepRatio = float | str | Sequence[Any] | Mapping[str, Any] | Callable[[int, str], float]
 
@@ -57,13 +57,12 @@ def keep_mask(
     """
     _check_share(keep_ratio, "keep_ratio")
     among = torch.ones_like(weight, dtype=torch.bool) if among is None else among
-    size = weight.detach().abs()
-    candidates = size[among]
-    n = candidates.numel()
+    n = int(among.sum())
     released = round((1 - keep_ratio) * n)
     if released == 0:
         return among.clone()
-    cutoff = candidates.kthvalue(released).values
+    size = weight.detach().abs()
+    cutoff = (size[among] if n < size.numel() else size.flatten()).kthvalue(released).values
     keep = among & (size > cutoff)
     ties = n - released - int(keep.sum())
     if ties > 0:
@@ -347,7 +346,7 @@ class PackNet(Learner):
         """What a finished task's network differs in from the raw one: weights with later ones switched off, by name."""
         number = self.number(task_id)
         network = {
-            self._names[layer]: torch.where(used_by(self.owners[layer], number), weight, 0)
+            self._names[layer]: switched_off(weight, used_by(self.owners[layer], number))
             for layer, weight in self._weights().items()
         }
         for name in self._norm_tensors():
@@ -365,8 +364,11 @@ class PackNet(Learner):
         return optimizer
 
     def edit_gradients(self) -> None:
-        for parameter in self._rest if self._current is not None else self.backbone.parameters():
-            parameter.grad = None  # optimisers pass over it; between tasks, that is everything
+        if self._current is None:  # between tasks nothing moves: optimisers pass over what has no gradient
+            self._frozen.release()
+            self._rest = list(self.backbone.parameters())
+        for parameter in self._rest:
+            parameter.grad = None
         self._frozen.edit_gradients()
 
     def after_step(self) -> None:
