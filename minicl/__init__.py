@@ -12,6 +12,10 @@ from .isolation.pnn import PNN
 from .learner import FeatureExtraction, FineTune, Individual, Joint, Learner, freeze
 from .metrics import Result
 from .networks import cnn, mlp
+from .regularization.ewc import EWC
+from .regularization.lwf import LwF
+from .regularization.mas import MAS
+from .regularization.si import SI
 from .tasks import SCENARIOS, STREAMS, Task, TaskStream, permuted, rotated, split
 from .training import evaluate, run
 
@@ -28,6 +32,10 @@ METHODS: dict[str, type[Learner]] = {
     "pnn": PNN,
     "hat": HAT,
     "packnet": PackNet,
+    "ewc": EWC,
+    "si": SI,
+    "mas": MAS,
+    "lwf": LwF,
 }
 """Every method, by its name on the command line."""
 
@@ -45,16 +53,20 @@ def __getattr__(name: str) -> _Any:
 
 __all__ = [
     "DATASETS",
+    "EWC",
     "HAT",
+    "MAS",
     "METHODS",
     "PNN",
     "SCENARIOS",
+    "SI",
     "STREAMS",
     "FeatureExtraction",
     "FineTune",
     "Individual",
     "Joint",
     "Learner",
+    "LwF",
     "PackNet",
     "Result",
     "Samples",

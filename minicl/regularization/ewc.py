@@ -15,13 +15,17 @@ from torch import Tensor, nn
 from ..datasets import Samples
 from ..learner import Learner
 from ..tasks import Task
-from .quadratic import Anchor, QuadraticPenalty, check_samples, check_strength, mean_over_samples, some
+from .quadratic import Anchor, QuadraticPenalty, check_number, check_samples, mean_over_samples, some
 
 
 def fisher_diagonal(
     learner: Learner, parameters: Mapping[str, Tensor], samples: Samples, task_id: int | None
 ) -> dict[str, Tensor]:
-    """F_i = mean over samples of ( d log p(y | x) / d theta_i )^2: per-sample gradients, squared, then averaged."""
+    """F_i = mean over samples of ( d log p(y | x) / d theta_i )^2: per-sample gradients, squared, then averaged.
+
+    The diagonal of the Fisher information where the labels y were drawn from p(y | x); Kirkpatrick et al. 2017 leave the
+    estimate to the reader. F of shape theta, by parameter name.
+    """
 
     def log_likelihood(logits: Float[Tensor, " classes"], y: Int[Tensor, ""]) -> Float[Tensor, ""]:
         return -F.cross_entropy(logits, y)
@@ -59,9 +63,10 @@ class EWC(QuadraticPenalty):
             raise ValueError(f"mode is {mode!r}; allowed: 'offline', 'online'")
         if fisher not in ("sampled", "empirical"):
             raise ValueError(f"fisher is {fisher!r}; allowed: 'sampled', 'empirical'")
-        check_strength("lam", lam)
+        check_number("lam", lam, least=0)
         check_samples(samples)
-        if not 0 < decay <= 1:
+        check_number("decay", decay, least=0, beyond=True)
+        if decay > 1:
             raise ValueError(f"decay is {decay!r}; allowed: above 0, up to 1")
         super().__init__(backbone, lam / 2, mode=mode, lam=lam, fisher=fisher, samples=samples, decay=decay)
         self.mode, self.lam, self.fisher, self.samples, self.decay = mode, lam, fisher, samples, decay
@@ -83,6 +88,9 @@ class EWC(QuadraticPenalty):
     def _drawn_labels(self, x: Tensor, task_id: int | None) -> Tensor:
         training = self.training
         self.eval()
-        labels = [self(part.to(self.device), task_id).softmax(1).multinomial(1).squeeze(1) for part in x.split(1000)]
-        self.train(training)
+        try:
+            parts = (self(part.to(self.device), task_id) for part in x.split(1000))
+            labels = [logits.softmax(1).multinomial(1).squeeze(1) for logits in parts]
+        finally:
+            self.train(training)
         return torch.cat(labels).to(x.device)

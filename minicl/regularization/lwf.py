@@ -6,6 +6,7 @@ The new task's own images, answered by the network as it was before training, ar
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ..learner import Fit, Learner
 from ..tasks import Task
-from .quadratic import check_strength
+from .quadratic import check_number
 
 
 def distillation(
@@ -45,26 +46,34 @@ class LwF(Learner):
     """
 
     def __init__(self, backbone: nn.Module, lam: float = 1.0, temperature: float = 2.0) -> None:
-        check_strength("lam", lam)
-        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not temperature > 0:
-            raise ValueError(f"temperature is {temperature!r}; allowed: numbers above 0")
+        check_number("lam", lam, least=0)
+        check_number("temperature", temperature, least=0, beyond=True)
         super().__init__(backbone, lam=lam, temperature=temperature)
         self.lam, self.temperature = lam, temperature
         self.old: list[nn.Module] = []  # in a list, so that the copies are neither trained nor saved
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.remember(task)
-        fit()
-        self.old = []
+        try:
+            fit()
+        finally:
+            self.old = []
 
     def remember(self, task: Task) -> None:
-        """Copy backbone and heads before the first step is taken."""
+        """Copy the backbone and the heads that are to keep their answers, before the first step is taken."""
+        kept = {name: head for name, head in self.heads.items() if self._answers(name, task.id)}
         self.old = []
-        if self.learned:
-            heads = {name: head for name, head in self.heads.items() if name != str(task.id)}
-            self.old = [copy.deepcopy(self.backbone).eval(), copy.deepcopy(nn.ModuleDict(heads)).eval()]
+        if self.learned and kept:
+            self.old = [copy.deepcopy(self.backbone).eval(), copy.deepcopy(nn.ModuleDict(kept)).eval()]
             for module in self.old:
                 module.requires_grad_(False)
+
+    def _answers(self, name: str, task_id: int) -> bool:
+        """Whether the head of this name had answers before this task; in "class", rows that stand before its own."""
+        if self.scenario == "class":
+            names = list(self.heads)
+            return str(task_id) not in names or names.index(name) < names.index(str(task_id))
+        return name == "shared" or int(name) in self.learned
 
     def loss(self, x: Tensor, y: Tensor, task_id: int | None = None) -> Tensor:
         if not self.old:
@@ -83,7 +92,16 @@ class LwF(Learner):
         else:  # the outputs that there were before: one head in "domain", the rows of the old classes in "class"
             targets = {"old": torch.cat(list(targets.values()), 1)}
             now = {"old": logits[:, : targets["old"].shape[1]]}
-        return loss + self.lam * torch.stack([distillation(now[n], targets[n], self.temperature) for n in targets]).sum()
+        return (
+            loss + self.lam * torch.stack([distillation(now[n], targets[n], self.temperature) for n in targets]).sum()
+        )
+
+    def capacity(self) -> dict[str, Any]:
+        """As of every method, and "bytes_while_learning": the copy of the network that the next task would need."""
+        capacity = super().capacity()
+        capacity["bytes_while_learning"] = capacity["bytes"] if self.learned else 0
+        return capacity
 
     def extra_bytes(self) -> int:
+        """Bytes of the copy that is there while a task is learned; between tasks, none."""
         return sum(p.numel() * p.element_size() for module in self.old for p in module.parameters())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..datasets import Samples
 from ..learner import Learner
 from ..tasks import Task
-from .quadratic import QuadraticPenalty, check_samples, check_strength, mean_over_samples, some
+from .quadratic import QuadraticPenalty, check_number, check_samples, mean_over_samples, some
 
 
 def output_sensitivity(
@@ -40,7 +40,7 @@ class MAS(QuadraticPenalty):
     """
 
     def __init__(self, backbone: nn.Module, lam: float = 1.0, samples: int | None = None) -> None:
-        check_strength("lam", lam)
+        check_number("lam", lam, least=0)
         check_samples(samples)
         super().__init__(backbone, lam, lam=lam, samples=samples)
         self.lam, self.samples = lam, samples

@@ -1,12 +1,14 @@
 """The one penalty of EWC, SI and MAS: every weight on a spring, as stiff as the weight is important.
 
-    penalty = sum_i Omega_i (theta_i - theta*_i)^2
+    penalty = strength * sum_i Omega_i (theta_i - theta*_i)^2
 
 The methods differ in where the importances Omega come from, and each file holds only that.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,29 +17,67 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from ..datasets import Samples
-from ..learner import Fit, Learner, TaskRecord
+from ..learner import Fit, Learner
 from ..tasks import Task
+
+PER_SAMPLE_NUMBERS = 8_000_000
+"""Gradients of single samples that are held at once, in numbers: 32 MB of float32."""
 
 
 def quadratic_penalty(theta: Sequence[Tensor], anchor: Sequence[Tensor], importance: Sequence[Tensor]) -> Tensor:
     """sum_i Omega_i (theta_i - theta*_i)^2, a scalar, over tensors of equal shapes in the three sequences."""
-    total: Tensor = _Spring.apply(list(anchor), list(importance), *theta)
-    return total
+    terms = [(o * (t - a) ** 2).sum() for t, a, o in zip(theta, anchor, importance, strict=True)]
+    return torch.stack(terms).sum()
 
 
-class _Spring(torch.autograd.Function):
-    """The penalty with its gradient 2 Omega (theta - theta*) written out: autograd's own takes three times as long."""
+class Spring:
+    """`strength * quadratic_penalty(...)`, with all constants worked out beforehand: it is computed in every step.
+
+    Autograd's own gradient of the formula takes three times as long.
+    """
+
+    def __init__(
+        self, theta: Sequence[Tensor], anchor: Sequence[Tensor], importance: Sequence[Tensor], strength: float
+    ) -> None:
+        self.theta = list(theta)
+        self.sizes = [t.numel() for t in theta]
+        self.anchor = [a.detach().clone() for a in anchor]
+        self.stiffness = torch.cat([(2 * strength * o.detach()).flatten() for o in importance])
+        self.pull = torch.empty_like(self.stiffness)  # theta - theta*, written anew in every call
+        self.pulls = [p.view_as(t) for p, t in zip(self.pull.split(self.sizes), theta, strict=True)]
+        self.forces: dict[int, Tensor] = {}  # what the present backward pass adds to the gradients
+
+    def __call__(self) -> Tensor:
+        """The penalty, a scalar, at the present theta."""
+        value: Tensor = _Pull.apply(self, *self.theta)
+        return value
+
+    def force_on(self, theta: Tensor) -> Tensor | None:
+        """What the present backward pass added to the gradient of a parameter; None where that is nothing."""
+        return self.forces.pop(id(theta), None)
+
+
+class _Pull(torch.autograd.Function):
+    """k/2 (theta - theta*)^2 with its gradient k (theta - theta*) written out; k = 2 strength Omega."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: list[Tensor], importance: list[Tensor], *theta: Tensor) -> Tensor:
-        pull = torch._foreach_sub(theta, anchor)
-        force = torch._foreach_mul(pull, importance)
-        ctx.save_for_backward(*force)
-        return torch.stack([torch.dot(f.flatten(), p.flatten()) for f, p in zip(force, pull, strict=True)]).sum()
+    def forward(ctx: Any, spring: Spring, *theta: Tensor) -> Tensor:
+        for pull, t, anchor in zip(spring.pulls, theta, spring.anchor, strict=True):
+            torch.sub(t, anchor, out=pull)
+        force = spring.stiffness * spring.pull
+        ctx.spring = spring
+        ctx.save_for_backward(force)
+        return torch.dot(force, spring.pull).mul_(0.5)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return None, None, *torch._foreach_mul(ctx.saved_tensors, (2 * grads[0]).item())
+        (force,) = ctx.saved_tensors
+        spring: Spring = ctx.spring
+        if force.is_cuda or grads[0].item() != 1:
+            force = force * grads[0]
+        forces = [f.view_as(t) for f, t in zip(force.split(spring.sizes), spring.theta, strict=True)]
+        spring.forces = {id(t): f for t, f in zip(spring.theta, forces, strict=True)}
+        return None, *forces
 
 
 class Anchor(nn.Module):
@@ -60,8 +100,9 @@ class Anchor(nn.Module):
 
     def add(self, importances: Mapping[str, Tensor], keep: float = 1.0) -> None:
         """Omega <- keep Omega + importances."""
+        mine = self.importances
         for name, importance in importances.items():
-            self.importances[name].mul_(keep).add_(importance)
+            mine[name].mul_(keep).add_(importance)
 
 
 def _key(name: str) -> str:
@@ -79,18 +120,19 @@ class QuadraticPenalty(Learner):
         super().__init__(backbone, **hyperparameters)
         self.strength = strength
         self.anchors = nn.ModuleList()
-        self._spring: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None
-        self._offset = 0.0
+        self.spring: Spring | None = None  # while a task is learned
 
     def importance(self, task: Task) -> dict[str, Tensor]:
         """Omega of the task just learned, by parameter name, each of its parameter's shape."""
         raise NotImplementedError
 
     def learn(self, task: Task, fit: Fit) -> None:
-        self.tighten()
-        fit()
-        self.consolidate(self.importance(task))
-        self._spring = None
+        self.spring = self.tightened()
+        try:
+            fit()
+            self.consolidate(self.importance(task))
+        finally:
+            self.spring = None
 
     def consolidate(self, importance: Mapping[str, Tensor]) -> None:
         """Remember where the network is now, and what mattered: by default in one anchor whose importances add up."""
@@ -106,58 +148,72 @@ class QuadraticPenalty(Learner):
 
     @property
     def latest(self) -> Anchor:
+        """The newest anchor."""
         anchor = self.anchors[-1]
         assert isinstance(anchor, Anchor)
         return anchor
 
     def shared(self) -> dict[str, nn.Parameter]:
-        """The parameters that later tasks will train as well."""
+        """The parameters that later tasks will train as well, by name."""
         return {
             name: parameter
             for name, parameter in self.named_parameters()
             if parameter.requires_grad and not (self.scenario == "task" and name.startswith("heads."))
         }
 
-    def tighten(self) -> None:
-        """Bring the springs of all anchors into one, so that a step costs the same however many tasks there were.
+    @torch.no_grad()
+    def tightened(self) -> Spring | None:
+        """The springs of all anchors in one, so that a step costs the same however many tasks there were.
 
         A sum of quadratics is a quadratic: sum_t F_t (theta - theta_t)^2 = F (theta - mean)^2 + what does not depend on
-        theta, with F = sum_t F_t and mean = sum_t F_t theta_t / F.
+        theta, with F = sum_t F_t and mean = sum_t F_t theta_t / F. The part that does not depend on theta moves nothing
+        and is left out.
         """
-        if not len(self.anchors):
-            return
-        parameters = dict(self.named_parameters())
+        if not len(self.anchors) or not self.strength:
+            return None
+        parameters = self.shared()
         anchors = [anchor for anchor in self.anchors if isinstance(anchor, Anchor)]
-        theta, means, stiffness, offset = [], [], [], 0.0
-        for name in anchors[-1].names:
-            pairs = [(a.importances[name], a.values[name]) for a in anchors if name in a.names]
+        names = [name for name in anchors[-1].names if name in parameters]
+        values, importances = [a.values for a in anchors], [a.importances for a in anchors]
+        means, totals = [], []
+        for name in names:
+            pairs = [(i[name], v[name]) for i, v in zip(importances, values, strict=True) if name in v]
             total = torch.stack([omega for omega, _ in pairs]).sum(0)
             weighted = torch.stack([omega * value for omega, value in pairs]).sum(0)
-            mean = pairs[0][1] if len(pairs) == 1 else torch.where(total > 0, weighted / total, pairs[-1][1])
-            offset += sum(float((omega * (value - mean) ** 2).sum()) for omega, value in pairs)
-            theta.append(parameters[name])
-            means.append(mean)
-            stiffness.append(total)
-        self._spring, self._offset = (theta, means, stiffness), offset
+            means.append(pairs[0][1] if len(pairs) == 1 else torch.where(total > 0, weighted / total, pairs[-1][1]))
+            totals.append(total)
+        return Spring([parameters[name] for name in names], means, totals, self.strength)
 
     def penalty(self) -> Tensor:
-        """sum over anchors of sum_i Omega_i (theta_i - theta*_i)^2; 0 in the first task."""
-        if self._spring is None:
-            return torch.zeros((), device=self.device)
-        return quadratic_penalty(*self._spring) + self._offset
+        """What is added to the loss while a task is learned: 0 in the first."""
+        return torch.zeros((), device=self.device) if self.spring is None else self.spring()
 
     def loss(self, x: Tensor, y: Tensor, task_id: int | None = None) -> Tensor:
-        loss = super().loss(x, y, task_id)
-        return loss if self._spring is None else loss + self.strength * self.penalty()
+        if self.spring is None:
+            return super().loss(x, y, task_id)
+        penalty = self.spring()  # first, so that its gradients come last and are added in place
+        return super().loss(x, y, task_id) + penalty
 
-    def grow(self, task: TaskRecord) -> None:
-        super().grow(task)
-        self.scenario = task.scenario
-        if task.finished:  # a file is being loaded: make room for what was consolidated after this task
-            self.consolidate({})
+    def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Make room for the anchors that a file holds."""
+        parameters = dict(self.named_parameters())
+        held: dict[str, dict[str, Tensor]] = {}
+        for tensor in tensors:
+            place, _, name = tensor.partition(".value ")
+            if place.startswith("anchors."):
+                name = next((n for n in parameters if _key(n) == name), "")
+                if name:
+                    held.setdefault(place, {})[name] = parameters[name]
+        self.anchors = nn.ModuleList(Anchor(held[place]) for place in sorted(held, key=_number))
+        return tensors
 
     def extra_bytes(self) -> int:
+        """Bytes of the anchors: values and importances."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.anchors.buffers())
+
+
+def _number(place: str) -> int:
+    return int(place.rpartition(".")[2]) if place.rpartition(".")[2].isdigit() else 0
 
 
 @torch.no_grad()
@@ -182,16 +238,30 @@ def mean_over_samples(
         logits: Tensor = functional_call(learner, theta, (x.unsqueeze(0), task_id))
         return output(logits.squeeze(0), y)
 
+    def one_by_one(theta: dict[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        each = [grad(scalar)(theta, a, b) for a, b in zip(x, y, strict=True)]
+        return {name: torch.stack([g[name] for g in each]) for name in theta}
+
     gradients = vmap(grad(scalar), in_dims=(None, 0, 0))
     # As many samples at once as fit comfortably in memory: each brings a gradient of the size of the network.
-    chunk = max(1, min(256, 8_000_000 // max(1, sum(t.numel() for t in theta.values()))))
+    chunk = max(1, min(256, PER_SAMPLE_NUMBERS // max(1, sum(t.numel() for t in theta.values()))))
     mean = {name: torch.zeros_like(value) for name, value in theta.items()}
     training = learner.training
     learner.eval()
-    for x, y in zip(samples.x.split(chunk), samples.y.split(chunk), strict=True):
-        for name, g in gradients(theta, x.to(learner.device), y.to(learner.device)).items():
-            mean[name] += measure(g).sum(0) / len(samples)
-    learner.train(training)
+    try:
+        for x, y in zip(samples.x.split(chunk), samples.y.split(chunk), strict=True):
+            given = theta, x.to(learner.device), y.to(learner.device)
+            try:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "There is a performance drop")
+                    found = gradients(*given)
+            except (RuntimeError, NotImplementedError, ValueError):  # a layer that vmap cannot take, such as an LSTM
+                gradients = one_by_one
+                found = gradients(*given)
+            for name, g in found.items():
+                mean[name] += measure(g).sum(0) / len(samples)
+    finally:
+        learner.train(training)
     return mean
 
 
@@ -200,11 +270,14 @@ def some(samples: Samples, n: int | None) -> Samples:
     return samples if n is None or n >= len(samples) else samples[torch.randperm(len(samples))[:n]]
 
 
-def check_strength(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise ValueError(f"{name} is {value!r}; allowed: numbers from 0 (no protection) up")
+def check_number(name: str, value: float, least: float, beyond: bool = False) -> None:
+    """ValueError unless the value is a finite number from `least` up, or beyond it."""
+    right = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+    if not right or value < least or (beyond and value == least):
+        raise ValueError(f"{name} is {value!r}; allowed: numbers {'above' if beyond else 'from'} {least}")
 
 
-def check_samples(samples: int | None) -> None:
+def check_samples(samples: int | None, name: str = "samples") -> None:
+    """ValueError unless it is None or an integer from 1 up."""
     if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
-        raise ValueError(f"samples is {samples!r}; allowed: None (all training samples) or integers from 1 up")
+        raise ValueError(f"{name} is {samples!r}; allowed: None (all training samples) or integers from 1 up")

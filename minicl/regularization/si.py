@@ -5,31 +5,36 @@ A weight is important when its own movement brought the loss down. That is known
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..learner import Fit
 from ..tasks import Task
-from .quadratic import QuadraticPenalty, check_strength
+from .quadratic import QuadraticPenalty, check_number
 
 
 def path_integral_step(
     omega: Float[Tensor, "*shape"], g: Float[Tensor, "*shape"], delta: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """omega_i <- omega_i - g_i dtheta_i: what this step of weight i took off the loss (below Eq. 3)."""
-    return omega - g * delta
+    """omega_i <- omega_i - g_i dtheta_i: what this step of weight i took off the loss (Eq. 3). Changes omega in place."""
+    return omega.addcmul_(g, delta, value=-1)
 
 
-def consolidated(
-    omega: Float[Tensor, "*shape"], total: Float[Tensor, "*shape"], xi: float
-) -> Float[Tensor, "*shape"]:
-    """Omega_i gains max(0, omega_i) / ((theta_i^end - theta_i^start)^2 + xi) (Eq. 5); never negative."""
+def consolidated(omega: Float[Tensor, "*shape"], total: Float[Tensor, "*shape"], xi: float) -> Float[Tensor, "*shape"]:
+    """What Omega_i gains: max(0, omega_i) / ((theta_i^end - theta_i^start)^2 + xi) (Eq. 5), never negative."""
     return omega.clamp(min=0) / (total**2 + xi)
 
 
 class SI(QuadraticPenalty):
     """L' = L + c sum_i Omega_i (theta_i - theta*_i)^2 (Eq. 4).
+
+    The gradient in the path integral is that of the task's loss alone, without the penalty's, as backward finds it:
+    clipping it afterwards changes the step, and leaves the integral what it is. The weights of a head that other tasks
+    train as well belong to the path.
 
     Args:
         backbone: any module.
@@ -41,47 +46,87 @@ class SI(QuadraticPenalty):
     """
 
     def __init__(self, backbone: nn.Module, c: float = 0.1, xi: float = 0.1) -> None:
-        check_strength("c", c)
-        if isinstance(xi, bool) or not isinstance(xi, (int, float)) or not xi > 0:
-            raise ValueError(f"xi is {xi!r}; allowed: numbers above 0")
+        check_number("c", c, least=0)
+        check_number("xi", xi, least=0, beyond=True)
         super().__init__(backbone, c, c=c, xi=xi)
         self.c, self.xi = c, xi
-        self._names: list[str] = []
+        self.path: Path | None = None  # while a task is learned
 
     def learn(self, task: Task, fit: Fit) -> None:
-        self.start_path()
-        super().learn(task, fit)
-        self._names = []
+        self.path = Path(self.shared())
+        hooks = [
+            theta.register_post_accumulate_grad_hook(partial(self._hear, i)) for i, theta in enumerate(self.path.theta)
+        ]
+        try:
+            super().learn(task, fit)
+        finally:
+            self.path = None
+            for hook in hooks:
+                hook.remove()
 
-    @torch.no_grad()
-    def start_path(self) -> None:
-        """omega = 0, and remember where every weight starts."""
-        shared = self.shared()
-        self._names, self._theta = list(shared), list(shared.values())
-        self._start = [p.detach().clone() for p in self._theta]
-        self._before = [p.clone() for p in self._start]
-        self._omega = [torch.zeros_like(p) for p in self._start]
+    def _hear(self, i: int, theta: Tensor) -> None:
+        """Backward calls this when it has added to the gradient of a parameter, and nobody has clipped it yet."""
+        assert self.path is not None
+        self.path.hear(i, None if self.spring is None else self.spring.force_on(theta))
 
-    @torch.no_grad()
-    def edit_gradients(self) -> None:
-        # The gradient of the task's loss alone: the penalty's own, 2 c Omega (theta - theta*), is taken out again.
-        self._g = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self._theta]
-        if self._spring is not None:
-            theta, anchor, importance = self._spring
-            places = {id(p): i for i, p in enumerate(self._theta)}
-            force = torch._foreach_mul(torch._foreach_sub([p.detach() for p in theta], anchor), importance)
-            torch._foreach_add_([self._g[places[id(p)]] for p in theta], force, alpha=-2 * self.c)
-
-    @torch.no_grad()
     def after_step(self) -> None:
-        now = [p.detach() for p in self._theta]
-        delta = torch._foreach_sub(now, self._before)
-        self._omega = [path_integral_step(o, g, d) for o, g, d in zip(self._omega, self._g, delta, strict=True)]
-        torch._foreach_copy_(self._before, now)
+        if self.path is not None:
+            self.path.step()
+
+    def importance(self, task: Task) -> dict[str, Tensor]:
+        assert self.path is not None
+        return self.path.importance(self.xi)
+
+
+class Path(nn.Module):
+    """The way that the parameters take through a task, and what each of them took off the loss on it.
+
+    Everything is kept in one long vector of all parameters. The vectors are buffers, so that early stopping, which goes
+    back to the best epoch by `load_state_dict`, goes back on the path as well.
+    """
+
+    start: Tensor
+    before: Tensor
+    omega: Tensor
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.names, self.theta = list(parameters), list(parameters.values())  # in a list: not to be trained twice
+        self.sizes = [t.numel() for t in self.theta]
+        self.register_buffer("start", torch.cat([t.detach().flatten() for t in self.theta]))
+        self.register_buffer("before", self.start.clone())
+        self.register_buffer("omega", torch.zeros_like(self.start))
+        self.g = torch.zeros_like(self.start)
+        self.befores, self.gs = self._parts(self.before), self._parts(self.g)
+        self.forces: list[Tensor | None] = [None] * len(self.theta)  # the penalty's part of the gradients
+        self.heard = [(0, -1)] * len(self.theta)  # which gradients those are: tensor and version
+
+    def _parts(self, vector: Tensor) -> list[Tensor]:
+        return [part.view_as(t) for part, t in zip(vector.split(self.sizes), self.theta, strict=True)]
 
     @torch.no_grad()
-    def importance(self, task: Task) -> dict[str, Tensor]:
-        return {
-            name: consolidated(omega, theta.detach() - start, self.xi)
-            for name, omega, theta, start in zip(self._names, self._omega, self._theta, self._start, strict=True)
-        }
+    def hear(self, i: int, force: Tensor | None) -> None:
+        """A backward pass has added to the gradient of parameter i, and `force` is the penalty's part of that."""
+        gradient, earlier = self.theta[i].grad, self.forces[i]
+        assert gradient is not None
+        if earlier is not None and self.heard[i] == (id(gradient), gradient._version - 1):
+            force = earlier if force is None else earlier + force  # a batch in several parts: gradients add up
+        self.forces[i], self.heard[i] = force, (id(gradient), gradient._version)
+        if force is None:
+            self.gs[i].copy_(gradient)
+        else:
+            torch.sub(gradient, force, out=self.gs[i])
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """The parameters have moved."""
+        now = [t.detach() for t in self.theta]
+        torch._foreach_sub_(self.befores, now)
+        path_integral_step(self.omega, self.g, self.before.neg_())
+        torch._foreach_copy_(self.befores, now)
+
+    @torch.no_grad()
+    def importance(self, xi: float) -> dict[str, Tensor]:
+        """What Omega gains, by parameter name."""
+        now = torch.cat([t.detach().flatten() for t in self.theta])
+        return dict(zip(self.names, self._parts(consolidated(self.omega, now - self.start, xi)), strict=True))

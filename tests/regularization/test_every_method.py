@@ -1,0 +1,227 @@
+"""What holds of every method of this family: all scenarios, MLP and CNN, any loop, files, memory, seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import minicl
+
+Make = Callable[[nn.Module], minicl.Learner]
+ADAM = partial(torch.optim.Adam, lr=1e-3)
+MOMENTUM = partial(torch.optim.SGD, lr=0.02, momentum=0.9, nesterov=True, weight_decay=1e-4)
+
+METHODS: dict[str, Make] = {
+    "EWC": partial(minicl.EWC, lam=10.0),
+    "EWC online": partial(minicl.EWC, mode="online", lam=10.0, decay=0.9, samples=50, fisher="empirical"),
+    "SI": minicl.SI,
+    "MAS": partial(minicl.MAS, lam=0.1),
+    "LwF": minicl.LwF,
+}
+BACKBONES: dict[str, Callable[[], nn.Module]] = {
+    "mlp": lambda: minicl.mlp(64, 24, 16, batchnorm=True, dropout=0.1),
+    "cnn": lambda: minicl.cnn(1, 4, 6),
+}
+every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
+every_scenario = pytest.mark.parametrize("scenario", minicl.SCENARIOS)
+
+
+def stream(scenario: str, n_tasks: int = 5) -> minicl.TaskStream:
+    return minicl.split("digits", n_tasks, scenario, n_train=60)
+
+
+def own_loop(
+    learner: minicl.Learner,
+    tasks: minicl.TaskStream,
+    optimizer: torch.optim.Optimizer | None = None,
+    set_to_none: bool = True,
+    clip: float | None = None,
+    epochs: int = 2,
+) -> torch.optim.Optimizer:
+    """A loop as anyone would write it, with one optimiser for all tasks."""
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer else set()
+    for task in tasks:
+
+        def fit(epochs: int = epochs, task: minicl.Task = task) -> None:
+            nonlocal optimizer
+            if optimizer is None:
+                optimizer = learner.protect(ADAM(learner.parameters()))
+            elif new := [p for p in learner.parameters() if id(p) not in known]:
+                optimizer.add_param_group({"params": new})
+            known.update(id(p) for p in learner.parameters())
+            learner.train()
+            for _ in range(epochs):
+                for x, y in zip(task.train.x.split(20), task.train.y.split(20), strict=True):
+                    learner.before_step(0.5)
+                    optimizer.zero_grad(set_to_none=set_to_none)
+                    learner.loss(x, y, task.id).backward()
+                    if clip is not None:
+                        nn.utils.clip_grad_norm_(learner.parameters(), clip)
+                    optimizer.step()
+
+        learner.learn(task, fit)
+    assert optimizer is not None
+    return optimizer
+
+
+def logits(learner: minicl.Learner, tasks: minicl.TaskStream) -> list[Tensor]:
+    learner.eval()
+    with torch.no_grad():
+        return [learner(task.test.x, task.id if task.scenario == "task" else None) for task in tasks]
+
+
+@every_method
+@every_scenario
+@pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONES)
+def test_learns_in_every_scenario(make: Make, scenario: str, backbone: Callable[[], nn.Module]) -> None:
+    learner = make(backbone())
+    tasks = minicl.split("digits", 2, scenario, n_train=150)
+    optimizer = partial(torch.optim.Adam, lr=1e-2)
+    result = minicl.run(learner, tasks, epochs=6, batch_size=16, optimizer=optimizer, progress=False)
+    guess = 0.1 if scenario == "class" else 0.2
+    assert result.accuracy[0, 0] > 0.4
+    assert result.accuracy[1, 1] > 1.5 * guess
+    assert result.scenario == scenario
+    assert result.needs_task_id is False
+
+
+@every_method
+@every_scenario
+def test_a_saved_learner_goes_on_as_if_it_had_not_been(make: Make, scenario: str, tmp_path: Path) -> None:
+    tasks = stream(scenario)
+    learner = make(minicl.mlp(64, 16))
+    minicl.run(learner, tasks[:2], epochs=2, seed=3, progress=False, optimizer=ADAM)
+    learner.save(tmp_path / "file")
+    loaded = type(learner).load(tmp_path / "file", minicl.mlp(64, 16))
+    assert loaded.capacity() == learner.capacity()
+    for task in tasks[2:4]:
+        results = [
+            minicl.run(each, [task], epochs=2, seed=5, progress=False, optimizer=ADAM) for each in (learner, loaded)
+        ]
+        assert results[0].learning_curves == results[1].learning_curves
+    for a, b in zip(logits(learner, tasks[:4]), logits(loaded, tasks[:4]), strict=True):
+        assert torch.equal(a, b)
+
+
+@every_method
+@every_scenario
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_loop_of_ones_own(make: Make, scenario: str, set_to_none: bool) -> None:
+    tasks = stream(scenario)
+    learner = make(minicl.mlp(64, 16))
+    own_loop(learner, tasks, set_to_none=set_to_none, clip=1.0)
+    assert learner.learned == [0, 1, 2, 3, 4]
+    assert all(bool(z.isfinite().all()) for z in logits(learner, tasks))
+
+
+@every_method
+def test_the_seed_is_all_that_matters(make: Make) -> None:
+    runs = []
+    for noise in (0, 17):
+        torch.manual_seed(noise)
+        learner = make(minicl.mlp(64, 16))
+        result = minicl.run(learner, stream("domain", 2), epochs=2, seed=1, progress=False, patience=1)
+        torch.manual_seed(5)
+        runs.append((result.accuracy.tolist(), result.learning_curves, logits(learner, stream("domain", 2))[0]))
+    assert runs[0][:2] == runs[1][:2]
+    assert torch.equal(runs[0][2], runs[1][2])
+
+
+@every_method
+def test_the_loss_outside_of_a_lesson_is_the_plain_one_and_steps_do_no_harm(make: Make) -> None:
+    tasks = stream("domain")
+    learner = make(minicl.mlp(64, 16))
+    optimizer = own_loop(learner, tasks[:2])
+    x, y = tasks[0].test.x, tasks[0].test.y
+    learner.eval()
+    plain = nn.functional.cross_entropy(learner(x), y)
+    assert learner.loss(x, y).item() == pytest.approx(plain.item(), rel=1e-5)
+    learner.loss(x, y).backward()
+    optimizer.step()
+
+
+@every_method
+def test_what_breaks_off_leaves_no_trace(make: Make) -> None:
+    tasks = stream("class")
+    learner = make(minicl.mlp(64, 16))
+    own_loop(learner, tasks[:2])
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    optimizer = ADAM(learner.parameters())
+
+    def broken() -> None:
+        learner.protect(optimizer)
+        for _ in range(3):
+            optimizer.zero_grad()
+            learner.loss(tasks[2].train.x, tasks[2].train.y).backward()
+            optimizer.step()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learner.learn(tasks[2], broken)
+    after = learner.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    own_loop(learner, tasks[2:4])
+    assert learner.learned == [0, 1, 2, 3]
+
+
+@every_method
+def test_export_is_the_network_alone(make: Make) -> None:
+    tasks = stream("class", 2)
+    learner = make(minicl.mlp(64, 16, batchnorm=True))
+    own_loop(learner, tasks)
+    network = learner.export()
+    assert all(type(m).__module__.startswith("torch") for m in network.modules())
+    torch.testing.assert_close(network(tasks[0].test.x), logits(learner, tasks)[0])
+
+
+@every_method
+def test_other_networks(make: Make) -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(64, 12), nn.Linear(12, 12, bias=False)
+            self.register_parameter("scale", nn.Parameter(torch.ones(())))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x.flatten(1)).relu()
+            return h + self.scale * self.second(h).relu()
+
+    for dtype in (torch.float32, torch.float64):
+        tasks = minicl.TaskStream(
+            [
+                minicl.Task(t.id, 5, (t.train.x.to(dtype), t.train.y), None, (t.test.x.to(dtype), t.test.y))
+                for t in stream("task", 2)
+            ]
+        )
+        learner = make(Residual().to(dtype))
+        minicl.run(learner, tasks, epochs=1, progress=False, optimizer=MOMENTUM)
+        assert all(z.dtype == dtype for z in logits(learner, tasks))
+
+
+HYPERPARAMETERS: dict[str, dict[str, list[Any]]] = {
+    "ewc": {
+        "lam": [-1, float("nan"), float("inf"), "1", True],
+        "mode": ["both"],
+        "fisher": ["true"],
+        "samples": [0, 1.5, True],
+        "decay": [0, 1.1],
+    },
+    "si": {"c": [-0.1], "xi": [0, -1]},
+    "mas": {"lam": [-1], "samples": [0]},
+    "lwf": {"lam": [-1], "temperature": [0]},
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [(m, n, v) for m, values in HYPERPARAMETERS.items() for n, vs in values.items() for v in vs],
+)
+def test_hyperparameters_out_of_range_are_refused(method: str, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} is .*; allowed: "):
+        minicl.METHODS[method](minicl.mlp(4, 4), **{name: value})
