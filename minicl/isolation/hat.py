@@ -15,7 +15,7 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,19 +29,23 @@ from ..tasks import Task
 
 FLOOR = 2.0**-40
 """The lowest value of a gate. The sigmoid of -88 and below is no normal float32 any more, and a CPU multiplies such
-numbers up to a hundred times slower; 2^-40 is far below the rounding error of the gates that count."""
+numbers up to a hundred times slower, and products of two gates reach that range sooner. 2^-40 is far below the rounding
+error of the gates that count, and its square is a normal number."""
+_FLOOR, _ZERO = torch.tensor(FLOOR), torch.tensor(0.0)  # a tensor of no dimensions takes the type of what it meets
 
 
 def attention(scores: Float[Tensor, "*units"], temperature: float) -> Float[Tensor, "*units"]:
     """Eq. 1 (the source's mask): `a~_l = sigma(s_l / T)`, in the paper's letters `a_l = sigma(s e_l)` with `s = 1 / T`.
 
-    What is smaller than 2^-40 is raised to it (see `FLOOR`); in float32 every other value is the sigmoid's, to the bit.
+    In float32, 2^-40 is added (see `FLOOR`): gates above 2^-16 are the sigmoid's to the bit, none is below 2^-40, and
+    the gradient is the sigmoid's everywhere.
 
     Args:
         scores: one a unit.
         temperature: T > 0, as `temperature` returns it; small is sharp.
     """
-    return FLOOR + (1 - FLOOR) * torch.sigmoid(scores / temperature)
+    gate = torch.sigmoid(scores / temperature)
+    return gate if gate.dtype == torch.float64 else gate + _FLOOR
 
 
 def temperature(progress: float, s_max: float) -> float:
@@ -100,8 +104,9 @@ def compensate(
         temperature: T, the temperature at which q was computed.
         s_max: the largest s.
     """
-    sharp = torch.cosh((scores / temperature).clamp(-50, 50)) + 1
-    return grad * (s_max * temperature) * sharp / (torch.cosh(scores) + 1)
+    cosh = torch.cosh((scores / temperature).clamp_(-50, 50))
+    raised = torch.addcmul(grad, grad, cosh)  # (cosh + 1) q
+    return torch.addcdiv(_ZERO, raised, torch.cosh(scores) + 1, value=s_max * temperature)
 
 
 def sparsity(
@@ -116,10 +121,12 @@ def sparsity(
         masks: a^t of each layer.
         previous: a^{<t} of each layer; None before the second task.
     """
-    free = [torch.ones(len(a), device=a.device) for a in masks] if previous is None else [1 - 1.0 * a for a in previous]
-    taken = sum(((a * f).sum() for a, f in zip(masks, free, strict=True)), torch.zeros(()))
-    there = sum((f.sum() for f in free), torch.zeros(()))
-    return taken / there.clamp(min=torch.finfo(there.dtype).tiny)
+    a = torch.cat(list(masks)) if len(masks) > 1 else masks[0]
+    if previous is None:
+        return a.mean()
+    used = torch.cat(list(previous)) if len(previous) > 1 else previous[0]
+    free = 1 - (used if used.is_floating_point() else used.to(a.dtype))
+    return torch.dot(a, free / free.sum().clamp(min=torch.finfo(free.dtype).tiny))
 
 
 def masked_step(
@@ -241,11 +248,55 @@ def _spread(values: Tensor, n: int) -> Tensor:
 
 def _gate(h: Tensor, mask: Tensor) -> Tensor:
     """`a (.) h`, Eq. 1. A binary mask selects rather than multiplies: what another task did cannot leak as NaN."""
-    mask = _spread(mask, h.shape[1]) if h.ndim == 2 else mask.view(-1, *[1] * (h.ndim - 2))
+    if h.ndim == 2:
+        mask = _spread(mask, h.shape[1])
+    else:
+        mask = mask.view(-1, *[1] * (h.ndim - 2))
     return torch.where(mask, h, 0.0) if mask.dtype == torch.bool else h * mask
 
 
 # ---- the learner -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Corner:
+    """The part of a parameter that must not move, the values it keeps, and a view of it while that is valid."""
+
+    parameter: nn.Parameter
+    place: tuple[slice, ...]
+    values: Tensor
+    view: Tensor
+
+    def put_back(self) -> None:
+        if self.view.data_ptr() != self.parameter.data_ptr():  # the parameter was moved to other memory
+            self.view = self.parameter.detach()[self.place]
+        self.view.copy_(self.values)
+
+
+@dataclass
+class _Lesson:
+    """What matters while one task is learned."""
+
+    scores: nn.Parameter
+    price: Tensor  # c R is linear in the masks: what each unit adds to it, all layers in one vector
+    temperature: float
+    nothing_moved: bool = False  # by the optimiser's step that is under way, of what is protected
+    gates: Tensor | None = None  # the attention of the batch at hand, for the sparsity term
+    corners: list[_Corner] = field(default_factory=list)
+    brackets: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)
+
+    def protect(self, parameter: nn.Parameter, bracket: Tensor, binary: bool) -> None:
+        """Remember the bracket of Eq. 2. Of binary masks its zeros fill a corner, since units are in order."""
+        if not binary:
+            self.brackets.append((parameter, bracket.view(*bracket.shape, *[1] * (parameter.ndim - bracket.ndim))))
+            return
+        still = bracket == 0
+        sides = (still,) if still.ndim == 1 else (still.any(1), still.any(0))
+        place = tuple(slice(int(side.sum())) for side in sides if not bool(side.all()) or side is sides[0])
+        assert int(still.sum()) == int(still[place].sum()) == still[place].numel(), "claimed units are not in order"
+        if place[0].stop:
+            view = parameter.detach()[place]
+            self.corners.append(_Corner(parameter, place, view.clone(), view))
 
 
 class HAT(Learner):
@@ -297,11 +348,7 @@ class HAT(Learner):
         self.sizes = [block.units for block in self._blocks]
         self.own = nn.ModuleDict()
         self.scores = nn.ParameterDict()  # of the task being learned: all layers in one vector
-        self._temperature = 1 / s_max
-        self._gates: list[Tensor] = []  # the attention of the batch at hand, for the sparsity term
-        self._previous = torch.zeros(0)
-        self._corners: list[tuple[nn.Parameter, tuple[slice, ...], Tensor]] = []
-        self._brackets: list[tuple[nn.Parameter, Tensor]] = []
+        self._lesson: _Lesson | None = None
 
     def grow(self, task: TaskRecord) -> None:
         shape = self.input_shape
@@ -326,20 +373,20 @@ class HAT(Learner):
             )
 
     def learn(self, task: Task, fit: Fit) -> None:
-        self.lock()  # what earlier tasks claimed cannot move
+        self.lock(task.id)  # what earlier tasks claimed cannot move
         try:
             fit()
             self.after_step()  # also for a loop that forgot `protect`
             self.fix(task.id)  # the mask becomes binary, and final
         finally:
-            self.unlock()
+            self._lesson = None
 
     # ---- forward -----------------------------------------------------------------------------------------------------
 
     def features(self, x: Tensor, task_id: int | None) -> Tensor:
         assert task_id is not None
         finished = self.tasks[task_id].finished
-        own: Any = self.own[str(task_id)]
+        own: Any = self.own[str(task_id)] if self._templates else ()
         h, masks = x, self._masks(task_id)
         for module in self._stem:
             h = (own[module] if isinstance(module, int) else module)(h)
@@ -367,16 +414,19 @@ class HAT(Learner):
 
     def loss(self, x: Tensor, y: Tensor, task_id: int | None = None) -> Tensor:
         """Eq. 4: `L' = L + c R`, cross-entropy and the share of free units that the task takes."""
-        self._gates = []
+        lesson = self._lesson
         loss = super().loss(x, y, task_id)
-        gates, self._gates = self._gates, []
-        return loss + self.c * sparsity(gates, [self._previous]) if gates and self.c else loss
+        if lesson is None or lesson.gates is None:
+            return loss
+        gates, lesson.gates = lesson.gates, None
+        return loss + torch.dot(gates, lesson.price)
 
     def _masks(self, task_id: int) -> Sequence[Tensor]:
         """One mask a layer: while the task is learned, the attention of the moment, through which gradients flow."""
-        if self.training and task_id == self._current:
-            self._gates = [attention(self.scores[str(task_id)], self._temperature)]
-            return self._gates[0].split(self.sizes)
+        lesson = self._lesson
+        if lesson is not None and self.training and task_id == self._current:
+            lesson.gates = attention(lesson.scores, lesson.temperature)
+            return lesson.gates.split(self.sizes)
         return self._final(task_id).split(self.sizes)
 
     def masks(self, task_id: int) -> list[Float[Tensor, " _"] | Bool[Tensor, " _"]]:
@@ -415,63 +465,61 @@ class HAT(Learner):
         return list(used.detach().to(self._place.dtype).split(self.sizes))
 
     @torch.no_grad()
-    def lock(self) -> None:
+    def lock(self, task_id: int) -> None:
         """Eq. 2 for the task to come: work out, once, what must not move, and remember it."""
         used = self.used()
-        self._previous, self._temperature = torch.cat(used), 1 / self.s_max
+        lesson = _Lesson(self.scores[str(task_id)], self._price(torch.cat(used)), 1 / self.s_max)
         for block, mask_out, mask_in in zip(self._blocks, used, [None, *used], strict=False):
             weight, bias = block.layer.weight, block.layer.bias
-            n_in = weight.shape[1]
-            bracket = protect_weight(mask_out, None if mask_in is None else _spread(mask_in, n_in))
-            pairs = [(weight, bracket), *([] if bias is None else [(bias, protect_weight(mask_out))])]
-            for parameter, factor in pairs:
-                if not self.binary:
-                    self._brackets.append(
-                        (parameter, factor.view(*factor.shape, *[1] * (parameter.ndim - factor.ndim)))
-                    )
-                    continue
-                # The units are in order, so the zeros of the bracket fill its corner: one slice, quick to write.
-                still = factor == 0
-                corner = (
-                    (slice(int(still.any(1).sum())), slice(int(still.any(0).sum())))
-                    if factor.ndim == 2
-                    else (slice(int(still.sum())),)
-                )
-                if corner[0].stop:
-                    assert int(still.sum()) == still[corner].numel(), "claimed units are not in order"
-                    self._corners.append((parameter, corner, parameter[corner].clone()))
+            bracket = protect_weight(mask_out, None if mask_in is None else _spread(mask_in, weight.shape[1]))
+            lesson.protect(weight, bracket, self.binary)
+            if bias is not None:
+                lesson.protect(bias, protect_weight(mask_out), self.binary)
+        self._lesson = lesson
 
-    def unlock(self) -> None:
-        self._corners, self._brackets, self._gates = [], [], []
+    def _price(self, previous: Tensor) -> Tensor:
+        """The gradient of `c R` with respect to the task's mask: constant through a lesson, since R is linear in it."""
+        with torch.enable_grad():
+            mask = torch.zeros_like(previous, requires_grad=True)
+            (price,) = torch.autograd.grad(self.c * sparsity([mask], [previous]), mask)
+        return price
 
     def before_step(self, progress: float) -> None:
         """Eq. 3: sharpen. A loop that never calls this trains at s_max throughout, and masks stay nearly as drawn."""
-        self._temperature = temperature(progress, self.s_max)
+        value = temperature(progress, self.s_max)
+        if self._lesson is not None:
+            self._lesson.temperature = value
 
-    @torch.no_grad()
     def edit_gradients(self) -> None:
         """Eq. 2 on the weights, and the compensation on the scores."""
-        for parameter, corner, _ in self._corners:
+        lesson = self._lesson
+        if lesson is None:
+            return
+        for corner in lesson.corners:
+            if corner.parameter.grad is not None:
+                corner.parameter.grad[corner.place].zero_()
+        for parameter, bracket in lesson.brackets:
             if parameter.grad is not None:
-                parameter.grad[corner].zero_()
-        for parameter, factor in self._brackets:
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor)
-        scores = self._learning_scores()
-        if scores is not None and scores.grad is not None and self.compensation:
-            scores.grad = compensate(scores.grad, scores, self._temperature, self.s_max)
+                parameter.grad.mul_(bracket)
+        scores = lesson.scores
+        if scores.grad is not None and self.compensation:
+            scores.grad = compensate(scores.grad, scores.detach(), lesson.temperature, self.s_max)
 
-    @torch.no_grad()
     def after_step(self) -> None:
         """Put back what momentum, Adam or weight decay moved, and clamp the scores to [-6, 6]."""
-        for parameter, corner, values in self._corners:
-            parameter[corner].copy_(values)
-        scores = self._learning_scores()
-        if scores is not None:
-            scores.clamp_(-6, 6)
+        lesson = self._lesson
+        if lesson is not None:
+            for corner in () if lesson.nothing_moved else lesson.corners:
+                corner.put_back()
+            lesson.scores.detach().clamp_(-6, 6)
+            lesson.nothing_moved = False
 
-    def _learning_scores(self) -> Tensor | None:
-        return None if self._current is None else self.scores[str(self._current)]
+    def _before_optimizer_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        # Plain SGD adds -lr * 0 to what is protected: the one case in which nothing needs to be put back.
+        if self._lesson is not None and type(optimizer) is torch.optim.SGD:
+            memory = any(group["momentum"] or group["weight_decay"] for group in optimizer.param_groups)
+            self._lesson.nothing_moved = not memory
+        return super()._before_optimizer_step(optimizer, args, kwargs)
 
     # ---- the end of a task -------------------------------------------------------------------------------------------
 
