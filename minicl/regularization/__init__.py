@@ -1,1 +1,1 @@
-"""Regularisation and distillation: one network for all tasks, and a term in the loss that holds on to what was learned."""
+"""Regularisation and distillation: one network for all tasks, and a term in the loss that holds on to old ones."""

@@ -1,4 +1,4 @@
-"""Elastic Weight Consolidation: Kirkpatrick et al. 2017, arXiv 1612.00796; online: Schwarz et al. 2018, arXiv 1805.06370.
+"""Elastic Weight Consolidation: Kirkpatrick et al. 2017, arXiv 1612.00796; online: Schwarz et al., arXiv 1805.06370.
 
 A weight is important where the Fisher information is large: where moving it changes what the network predicts.
 """
@@ -23,14 +23,13 @@ def fisher_diagonal(
 ) -> dict[str, Tensor]:
     """F_i = mean over samples of ( d log p(y | x) / d theta_i )^2: per-sample gradients, squared, then averaged.
 
-    The diagonal of the Fisher information where the labels y were drawn from p(y | x); Kirkpatrick et al. 2017 leave the
-    estimate to the reader. F of shape theta, by parameter name.
+    The diagonal of the Fisher information, where the labels y were drawn from p(y | x). By parameter name.
     """
 
     def log_likelihood(logits: Float[Tensor, " classes"], y: Int[Tensor, ""]) -> Float[Tensor, ""]:
         return -F.cross_entropy(logits, y)
 
-    return mean_over_samples(learner, parameters, samples, task_id, log_likelihood, torch.square)
+    return mean_over_samples(learner, parameters, samples, task_id, log_likelihood, Tensor.square_)
 
 
 class EWC(QuadraticPenalty):

@@ -20,7 +20,7 @@ from .quadratic import check_number
 def distillation(
     logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"], temperature: float
 ) -> Float[Tensor, ""]:
-    """- mean over samples of sum_i p'_i log q'_i, p' and q' the softmax of recorded and present logits at temperature T.
+    """- mean over samples of sum_i p_i log q_i: p, q the softmax of recorded and of present logits at temperature T.
 
     Li and Hoiem 2016, Eqs. 2 and 3: the recorded probabilities, raised to 1/T and normalised again, are the targets.
     """

@@ -19,12 +19,12 @@ from .quadratic import QuadraticPenalty, check_number, check_samples, mean_over_
 def output_sensitivity(
     learner: Learner, parameters: Mapping[str, Tensor], samples: Samples, task_id: int | None
 ) -> dict[str, Tensor]:
-    """Omega_i = mean over samples of | d ||F(x)||_2^2 / d theta_i | (Eqs. 2 and 3): one gradient a sample, not a batch."""
+    """Omega_i = mean over samples of | d ||F(x)||_2^2 / d theta_i | (Eqs. 2, 3): one gradient a sample, not a batch."""
 
     def squared_length(logits: Float[Tensor, " classes"], y: Int[Tensor, ""]) -> Float[Tensor, ""]:
         return logits.square().sum()
 
-    return mean_over_samples(learner, parameters, samples, task_id, squared_length, Tensor.abs)
+    return mean_over_samples(learner, parameters, samples, task_id, squared_length, Tensor.abs_)
 
 
 class MAS(QuadraticPenalty):

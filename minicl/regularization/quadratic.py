@@ -81,7 +81,7 @@ class _Pull(torch.autograd.Function):
 
 
 class Anchor(nn.Module):
-    """Values theta* that parameters should stay near, and how important each is: buffers, so they move and are saved."""
+    """Values theta* that parameters should stay near, and how important each is: as buffers, which are saved."""
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -229,8 +229,8 @@ def mean_over_samples(
 
     Args:
         output: a scalar from one sample's logits, shape (classes,), and label, shape ().
-        measure: applied to the gradients of each sample before they are averaged: squares for EWC, |.| for MAS. The
-            square of a batch's mean gradient is something else, and much smaller.
+        measure: applied to the gradients of each sample before they are averaged, in place: squares for EWC, |.| for
+            MAS. The square of a batch's mean gradient is something else, and much smaller.
     """
     theta = {name: parameter.detach() for name, parameter in parameters.items()}
 
@@ -259,10 +259,10 @@ def mean_over_samples(
                 gradients = one_by_one
                 found = gradients(*given)
             for name, g in found.items():
-                mean[name] += measure(g).sum(0) / len(samples)
+                mean[name] += measure(g).sum(0)
     finally:
         learner.train(training)
-    return mean
+    return {name: value.div_(len(samples)) for name, value in mean.items()}
 
 
 def some(samples: Samples, n: int | None) -> Samples:

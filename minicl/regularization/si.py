@@ -20,7 +20,7 @@ from .quadratic import QuadraticPenalty, check_number
 def path_integral_step(
     omega: Float[Tensor, "*shape"], g: Float[Tensor, "*shape"], delta: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """omega_i <- omega_i - g_i dtheta_i: what this step of weight i took off the loss (Eq. 3). Changes omega in place."""
+    """omega_i <- omega_i - g_i dtheta_i: what this step of weight i took off the loss (Eq. 3). In place."""
     return omega.addcmul_(g, delta, value=-1)
 
 
