@@ -9,12 +9,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 
 SHAPE = re.compile(r"\b(?:Float|Int|Integer|UInt8|Bool|Num|Shaped|Real)\d*\[")
+
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as for every type checker
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
     """Beartype's checked version of a function whose annotations state a shape; any other function as it is."""
     stated = (hint if isinstance(hint, str) else repr(hint) for hint in function.__annotations__.values())
-    return beartype(function) if any(map(SHAPE.search, stated)) else function
+    return checked(function) if any(map(SHAPE.search, stated)) else function
