@@ -69,6 +69,8 @@ def test_forgetting_ratio_by_hand() -> None:
     A_J = [[0.9, NAN], [0.9, 0.9]]
     # rho^{<=0} = 0.4/0.4 - 1 = 0; rho^{<=1} = ((0.2/0.4 - 1) + (0.3/0.4 - 1)) / 2 = -0.375
     np.testing.assert_allclose(metrics.forgetting_ratio(A, [0.5, 0.5], A_J), [0.0, -0.375], atol=1e-12)
+    # rho^{<=0} = 0.2/0.4 - 1 = -0.5 is a mean over the one task learned so far.
+    np.testing.assert_allclose(metrics.forgetting_ratio([[0.7, NAN], *A[1:]], [0.5, 0.5], A_J), [-0.5, -0.375])
     # As bad as guessing is -1, better than joint training is above 0.
     np.testing.assert_allclose(metrics.forgetting_ratio([[0.5]], [0.5], [[0.9]]), [-1.0])
     np.testing.assert_allclose(metrics.forgetting_ratio([[1.0]], [0.5], [[0.9]]), [0.25])
@@ -208,6 +210,17 @@ def test_what_json_cannot_hold_is_said_to_be_missing(tmp_path: Path) -> None:
     result = Result(**{**asdict(example()), "hyperparameters": {"f": math.sqrt, "n": np.int64(3), "sizes": (1, 2)}})
     result.save(tmp_path / "r.json")
     assert Result.load(tmp_path / "r.json").hyperparameters == {"f": {"not_saved": "sqrt"}, "n": 3, "sizes": [1, 2]}
+
+
+def test_numbers_that_json_has_no_word_for(tmp_path: Path) -> None:
+    given = {"a": math.inf, "b": [-math.inf], "c": {"d": NAN}}
+    result = Result(
+        **{**asdict(example()), "hyperparameters": given, "capacity": {"tasks": {0: {}, 12: {1: "x"}}, "07": 1}}
+    )
+    result.save(tmp_path / "r.json")
+    loaded = Result.load(tmp_path / "r.json")
+    assert same(loaded.hyperparameters, given)
+    assert loaded.capacity == {"tasks": {0: {}, 12: {1: "x"}}, "07": 1}
 
 
 def test_properties_are_the_functions() -> None:
