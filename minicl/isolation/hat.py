@@ -37,7 +37,7 @@ _FLOOR, _ZERO = torch.tensor(FLOOR), torch.tensor(0.0)  # a tensor of no dimensi
 def attention(scores: Float[Tensor, "*units"], temperature: float) -> Float[Tensor, "*units"]:
     """Eq. 1 (the source's mask): `a~_l = sigma(s_l / T)`, in the paper's letters `a_l = sigma(s e_l)` with `s = 1 / T`.
 
-    In float32, 2^-40 is added (see `FLOOR`): gates above 2^-16 are the sigmoid's to the bit, none is below 2^-40, and
+    In float32, 2^-40 is added (see `FLOOR`): gates above 2^-15 are the sigmoid's to the bit, none is below 2^-40, and
     the gradient is the sigmoid's everywhere.
 
     Args:
@@ -248,10 +248,7 @@ def _spread(values: Tensor, n: int) -> Tensor:
 
 def _gate(h: Tensor, mask: Tensor) -> Tensor:
     """`a (.) h`, Eq. 1. A binary mask selects rather than multiplies: what another task did cannot leak as NaN."""
-    if h.ndim == 2:
-        mask = _spread(mask, h.shape[1])
-    else:
-        mask = mask.view(-1, *[1] * (h.ndim - 2))
+    mask = _spread(mask, h.shape[1]) if h.ndim == 2 else mask.view(-1, *[1] * (h.ndim - 2))
     return torch.where(mask, h, 0.0) if mask.dtype == torch.bool else h * mask
 
 
@@ -337,6 +334,7 @@ class HAT(Learner):
         compensation: bool = True,
         init: str = "normal",
     ) -> None:
+        parts = _blocks(backbone) if isinstance(backbone, nn.Module) else ([], [], [])  # or a TypeError follows
         super().__init__(backbone, s_max=s_max, c=c, binary=binary, compensation=compensation, init=init)
         _check_s_max(s_max)
         if not 0 <= c < math.inf:
@@ -344,19 +342,23 @@ class HAT(Learner):
         if init not in ("normal", "uniform"):
             raise ValueError(f"init is {init!r}; allowed: 'normal' for N(0, 1), 'uniform' for U(0, 2)")
         self.s_max, self.c, self.binary, self.compensation, self.init = s_max, c, binary, compensation, init
-        self._stem, self._blocks, self._templates = _blocks(backbone)
+        self._stem, self._blocks, self._templates = parts
         self.sizes = [block.units for block in self._blocks]
         self.own = nn.ModuleDict()
         self.scores = nn.ParameterDict()  # of the task being learned: all layers in one vector
         self._lesson: _Lesson | None = None
 
-    def grow(self, task: TaskRecord) -> None:
-        shape = self.input_shape
+    def _probe(self, task: Task) -> int:
+        shape, first = tuple(task.example.shape[1:]), self._blocks[0]
         flat = any(isinstance(module, nn.Flatten) for module in self._stem)
-        if not flat and shape is not None and len(shape) != self._blocks[0].layer.weight.ndim - 1:
+        if not flat and len(shape) != first.layer.weight.ndim - 1:
             raise ValueError(
-                f"inputs of shape {shape} do not suit layer {self._blocks[0].name!r}; put an nn.Flatten before it"
+                f"inputs of shape {shape} do not suit layer {first.name!r}, {type(first.layer).__name__}; "
+                "for a Linear layer put an nn.Flatten before it"
             )
+        return super()._probe(task)
+
+    def grow(self, task: TaskRecord) -> None:
         if not task.finished and self._full():
             raise ValueError(
                 f"no unit of the network is free for task {task.id}: {self._counts()}. "
