@@ -201,6 +201,7 @@ class PackNet(Learner):
         tolerance: float = 0.01,
         min_free: int = 1,
     ) -> None:
+        names = prunable(backbone) if isinstance(backbone, nn.Module) else {}
         super().__init__(
             backbone,
             keep_ratio=keep_ratio,
@@ -209,7 +210,7 @@ class PackNet(Learner):
             tolerance=tolerance,
             min_free=min_free,
         )
-        self._names = prunable(backbone)
+        self._names = names
         _check_keep_ratio(keep_ratio, list(self._names))
         if retrain_epochs is not None and not _is_integer(retrain_epochs, 0):
             raise ValueError(
@@ -336,18 +337,21 @@ class PackNet(Learner):
         if number == self._standing:
             return self.backbone(x)  # the free weights are this task's to train, or zero
         with _evaluating(self._own_norms().values()):  # whose statistics are not this task's to move
-            return functional_call(self.backbone, self.network_of(task_id), (x,))
+            return functional_call(self.backbone, self.network_of(task_id), (x,), tie_weights=False)
 
     def number(self, task_id: int) -> int:
         """The task's owner index: 1 for the first that was learned."""
         return 1 + sum(record.finished for record in list(self.tasks.values())[: list(self.tasks).index(task_id)])
 
     def network_of(self, task_id: int) -> dict[str, Tensor]:
-        """What a finished task's network differs in from the raw one: weights with later ones switched off, by name."""
+        """What a finished task's network differs in from the raw one, by name: weights with later ones switched off."""
         number = self.number(task_id)
-        network = {
-            self._names[layer]: switched_off(weight, used_by(self.owners[layer], number))
+        tensors = {
+            id(weight): switched_off(weight, used_by(self.owners[layer], number))
             for layer, weight in self._weights().items()
+        }
+        network = {
+            name: tensors[id(weight)] for name, weight in _places(self.backbone).items() if id(weight) in tensors
         }
         for name in self._norm_tensors():
             network[name] = self.norms[str(task_id)].get_buffer(_flat(name))
@@ -461,24 +465,23 @@ class PackNet(Learner):
         """
         task_id = self.check_finished(task_id)
         assert task_id is not None
-        backbone = copy.deepcopy(self.backbone)
-        tensors = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+        network = plain(copy.deepcopy(self.backbone))
+        places = _places(network)
         with torch.no_grad():
             for name, value in self.network_of(task_id).items():
-                tensors[name].copy_(value)
-        network = plain(backbone)
+                places[name].copy_(value)
         head = plain(copy.deepcopy(self.heads[str(task_id)]))
         return nn.Sequential(SparseNetwork(network, list(self._names.values())) if sparse else network, head).eval()
 
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Owners in as many bits as the number of tasks needs, and what is used in several places once."""
+        """Owners in as many bits as the number of tasks needs, what is used in several places once, heads in a row."""
         twice = self._aliases()
         packed = {name: tensor for name, tensor in state.items() if name not in twice}
-        bits = len(self.learned).bit_length()
         for layer in self._names:
             name = f"owner.{_flat(layer)}"
-            packed[name] = _pack(state[name], bits)
-        return packed
+            packed[name] = _pack(state[name], len(self.learned).bit_length())
+        heads = [packed.pop(name).flatten() for name in self.heads.state_dict(prefix="heads.")]
+        return {**packed, "heads": torch.cat(heads)} if heads else packed
 
     def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         state = dict(tensors)
@@ -487,6 +490,10 @@ class PackNet(Learner):
             if name in state:
                 state[name] = _unpack(name, state[name], owner.shape)
         state.update({name: state[first] for name, first in self._aliases().items() if first in state})
+        heads = self.heads.state_dict(prefix="heads.")
+        if "heads" in state and state["heads"].numel() == sum(tensor.numel() for tensor in heads.values()):
+            parts = state.pop("heads").split([tensor.numel() for tensor in heads.values()])
+            state.update({name: part.view_as(heads[name]) for name, part in zip(heads, parts, strict=True)})
         return state
 
     def _aliases(self) -> dict[str, str]:
@@ -555,16 +562,17 @@ class SparseNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
-        self.network, self.names = network, list(names)
-        for name in self.names:
+        self.network = network
+        at = {id(network.get_parameter(name)): _flat(name) for name in names}
+        self.stored = {name: at[id(tensor)] for name, tensor in _places(network).items() if id(tensor) in at}
+        for name in names:
             weight = network.get_parameter(name)
             self.register_buffer(_flat(name), weight.detach().to_sparse())
             weight.data = weight.data.new_empty(0)  # in place, so that a weight used in two places stays one
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional_call(
-            self.network, {name: self.get_buffer(_flat(name)).to_dense() for name in self.names}, (x,)
-        )
+        dense = {name: self.get_buffer(stored).to_dense() for name, stored in self.stored.items()}
+        return functional_call(self.network, dense, (x,), tie_weights=False)
 
 
 # ---- small parts -------------------------------------------------------------------------------------------
@@ -614,6 +622,19 @@ def _check_share(share: Any, name: str) -> None:
 
 def _is_integer(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _places(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by every name under which a module holds them; a module used in two places comes once.
+
+    PyTorch's `functional_call` loses parameters when it ties such names itself, so it is given them all.
+    """
+    return {
+        f"{name}.{key}" if name else key: tensor
+        for name, module in network.named_modules()
+        for key, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
 
 
 def _flat(name: str) -> str:
