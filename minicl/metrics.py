@@ -183,7 +183,11 @@ class Result:
         NaN becomes null in the matrix, the baseline and the curves. Elsewhere JSON has no word for NaN and infinity:
         they are written as {"float": "nan"}.
         """
-        files.write_json(path, {"format": files.FORMAT, "kind": "result", **_encoded(asdict(self))})
+        files.write_json(path, self.as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        """What `save` writes."""
+        return {"format": files.FORMAT, "kind": "result", **_encoded(asdict(self))}
 
     @classmethod
     def load(cls, path: str | Path) -> Result:

@@ -1,0 +1,278 @@
+"""The command line: `minicl run METHOD STREAM`, `minicl methods`, `minicl streams` (also `python -m minicl`)."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import math
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NoReturn
+
+WRONG = 2
+"""Exit code of a wrong argument."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+OPTIMIZERS: dict[str, tuple[str, dict[str, Any], float]] = {
+    "sgd": ("SGD", {}, 0.1),
+    "momentum": ("SGD", {"momentum": 0.9}, 0.02),
+    "adam": ("Adam", {}, 1e-3),
+    "adamw": ("AdamW", {}, 1e-3),
+    "rmsprop": ("RMSprop", {}, 1e-3),
+}
+"""By name: the class in torch.optim, its settings, and the learning rate where none is given."""
+
+WRITTEN_AS = "minicl run finetune split-digits --scenario class --epochs 5 --seed 0 --out result.json"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)  # one clear line for every wrong argument, whoever finds it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code: 0, 2 for a wrong argument (one line on stderr says which), 130 after Ctrl-C."""
+    try:
+        arguments = _parser().parse_args(argv)
+        return int(arguments.command(arguments))
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        print(f"minicl: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        print("minicl: interrupted; what was finished before stays as it is", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="minicl", description="Continual learning whose claims are tested.", epilog=WRITTEN_AS)
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    run = commands.add_parser("run", help="learn a stream of tasks with a method, and measure", epilog=WRITTEN_AS)
+    run.set_defaults(command=_run)
+    run.add_argument("method", metavar="METHOD", help="see: minicl methods")
+    run.add_argument("stream", metavar="STREAM", help="KIND-DATASET, such as split-digits; see: minicl streams")
+    stream = run.add_argument_group("the stream")
+    stream.add_argument("--scenario", default="task", help="task, domain or class (default: task)")
+    stream.add_argument("--tasks", type=int, metavar="N", help="number of tasks (default: the stream's own)")
+    stream.add_argument("--n-train", type=int, metavar="N", help="at most so many training samples a task")
+    stream.add_argument("--root", metavar="FOLDER", help="where torchvision's data sets are, or go")
+    stream.add_argument("--download", action="store_true", help="let torchvision fetch what is missing there")
+    network = run.add_argument_group("the network")
+    network.add_argument(
+        "--network",
+        metavar="NETWORK",
+        help="mlp:256,256 (hidden widths) or cnn:16,32 (channels); default: mlp:256,256, for colour images cnn:16,32,64",
+    )
+    network.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a hyperparameter of the method, its value as JSON; may be given again",
+    )
+    training = run.add_argument_group("training")
+    training.add_argument("--epochs", type=int, default=10, metavar="N", help="passes over each task (default: 10)")
+    training.add_argument("--batch-size", type=int, default=32, metavar="N", help="samples a step (default: 32)")
+    training.add_argument("--optimizer", default="sgd", help=f"{', '.join(OPTIMIZERS)} (default: sgd)")
+    training.add_argument("--lr", type=float, metavar="RATE", help="learning rate (default: the optimiser's)")
+    training.add_argument("--patience", type=int, metavar="N", help="stop early, by validation accuracy")
+    training.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    training.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    output = run.add_argument_group("output")
+    output.add_argument("--out", metavar="FILE", help="write the result there, as JSON")
+    output.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
+    output.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    methods = commands.add_parser("methods", help="list the methods and their hyperparameters")
+    methods.set_defaults(command=_methods)
+    streams = commands.add_parser("streams", help="list the streams of tasks")
+    streams.set_defaults(command=_streams)
+    for command in (methods, streams):
+        command.add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
+# torch and everything that needs it are imported by the commands: `minicl --help` answers at once.
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"minicl {version('minicl')}"
+    except PackageNotFoundError:
+        return "minicl (not installed)"
+
+
+def _run(given: argparse.Namespace) -> int:
+    import torch
+
+    import minicl
+
+    from . import files
+    from .training import check_device
+
+    method = _one_of("method", given.method, minicl.METHODS)
+    hyperparameters = _hyperparameters(given.method, method, given.set)
+    optimizer, settings, lr = _one_of("optimizer", given.optimizer, OPTIMIZERS)
+    lr = lr if given.lr is None else given.lr
+    if not 0 < lr < math.inf:
+        raise ValueError(f"--lr is {lr}; allowed: numbers above 0")
+    check_device(given.device)
+    if given.out is not None:
+        files.check_writable(given.out)  # now, and not after an hour of training
+    kind, _, dataset = given.stream.partition("-")
+    make_stream = _one_of("stream", kind, minicl.STREAMS, f"{given.stream!r}", "-DATASET")
+    options = {"n_train": given.n_train, "root": given.root, "download": given.download}
+    if given.tasks is not None:
+        options["n_tasks"] = given.tasks
+    if dataset not in minicl.DATASETS:
+        known = ", ".join(f"{kind}-{name}" for name in minicl.DATASETS)
+        raise ValueError(f"unknown stream {given.stream!r}; allowed: {known}")
+    stream = make_stream(dataset, scenario=given.scenario, seed=given.seed, **options)
+    backbone = _network(given.network, tuple(stream[0].example.shape[1:]))
+    result = minicl.run(
+        method(backbone, **hyperparameters),
+        stream,
+        epochs=given.epochs,
+        batch_size=given.batch_size,
+        optimizer=partial(getattr(torch.optim, optimizer), lr=lr, **settings),
+        patience=given.patience,
+        seed=given.seed,
+        device=given.device,
+        progress=False if given.quiet or given.json else None,
+    )
+    if given.out is not None:
+        result.save(given.out)
+    print(json.dumps(_for_programs(result)) if given.json else _for_people(result, given.out))
+    return 0
+
+
+def _one_of(what: str, name: str, allowed: Any, said: str | None = None, suffix: str = "") -> Any:
+    if name not in allowed:
+        raise ValueError(f"unknown {what} {said or repr(name)}; allowed: {', '.join(f'{a}{suffix}' for a in allowed)}")
+    return allowed[name]
+
+
+def _hyperparameters(name: str, method: Any, pairs: Sequence[str]) -> dict[str, Any]:
+    from .learner import accepted_hyperparameters
+
+    accepted = accepted_hyperparameters(method)
+    values = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set {pair!r} has no value; write it as NAME=VALUE")
+        key = key.replace("-", "_")
+        if key not in accepted:
+            raise ValueError(f"{name} has no hyperparameter {key!r}; allowed: {', '.join(accepted) or 'none'}")
+        try:
+            values[key] = json.loads(value)
+        except ValueError:
+            values[key] = value  # a word, such as mode=online, need not be quoted
+    return values
+
+
+def _network(spec: str | None, shape: tuple[int, ...]) -> Any:
+    """A backbone from words: "mlp:256,256" or "cnn:16,32", for inputs of this shape."""
+    import minicl
+
+    if spec is None:
+        spec = "cnn:16,32,64" if len(shape) == 3 and shape[0] > 1 else "mlp:256,256"
+    kind, _, sizes = spec.partition(":")
+    try:
+        widths = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        widths = []
+    if kind not in ("mlp", "cnn") or not widths or min(widths) < 1:
+        raise ValueError(f"--network is {spec!r}; allowed: mlp:WIDTH,WIDTH,... or cnn:CHANNELS,CHANNELS,...")
+    return minicl.mlp(math.prod(shape), *widths) if kind == "mlp" else minicl.cnn(shape[0], *widths)
+
+
+def _methods(given: argparse.Namespace) -> int:
+    import minicl
+
+    from .learner import accepted_hyperparameters
+
+    rows = [
+        {
+            "name": name,
+            "class": method.__name__,
+            "needs_task_id": method.needs_task_id,
+            "what": (inspect.getdoc(method) or "").split("\n\n")[0].replace("\n", " "),
+            "hyperparameters": {
+                key: None if p.default is p.empty else p.default for key, p in accepted_hyperparameters(method).items()
+            },
+        }
+        for name, method in minicl.METHODS.items()
+    ]
+    if given.json:
+        print(json.dumps(rows))
+        return 0
+    for row in rows:
+        settings = ", ".join(f"{key}={value!r}" for key, value in row["hyperparameters"].items())
+        print(f"{row['name']}{'  (must be told the task id: scenario task alone)' if row['needs_task_id'] else ''}")
+        print(f"    {row['what']}")
+        if settings:
+            print(f"    --set {settings}")
+    return 0
+
+
+def _streams(given: argparse.Namespace) -> int:
+    import minicl
+
+    rows = []
+    for kind, make in minicl.STREAMS.items():
+        what = (inspect.getdoc(make) or "").split("\n\n")[0].replace("\n", " ")
+        n_tasks = inspect.signature(make).parameters["n_tasks"].default
+        rows += [{"name": f"{kind}-{name}", "tasks": n_tasks, "what": what} for name in minicl.DATASETS]
+    if given.json:
+        print(json.dumps(rows))
+        return 0
+    for what in dict.fromkeys(row["what"] for row in rows):
+        names = [row for row in rows if row["what"] == what]
+        print(
+            f"{', '.join(row['name'] for row in names)}\n    {what} ({names[0]['tasks']} tasks, unless --tasks says so)"
+        )
+    print(f"\nScenarios: {', '.join(minicl.SCENARIOS)}. digits needs no download; the others want --root FOLDER.")
+    return 0
+
+
+def _for_programs(result: Any) -> dict[str, Any]:
+    summary = ("average_accuracy", "backward_transfer", "forward_transfer", "forgetting")
+    numbers = {name: getattr(result, name) for name in summary}
+    return {**result.as_json(), **{name: None if math.isnan(n) else n for name, n in numbers.items()}}
+
+
+def _for_people(result: Any, out: str | None) -> str:
+    tasks = range(len(result.accuracy))
+    width = max(6, len(f"task {len(tasks)}") + 1)
+    lines = [
+        f"{result.method} on {result.stream['name']}, scenario {result.scenario}, seed {result.seed}; "
+        f"{'the task id is known at test time' if result.knows_task_id else 'nobody knows the task id at test time'}",
+        "",
+        "accuracy in %, each row after learning one more task:",
+        " " * 14 + "".join(f"{f'task {j}':>{width}}" for j in tasks),
+    ]
+    for i, row in enumerate(result.accuracy):
+        cells = "".join(f"{'-' if math.isnan(a) else f'{100 * a:.1f}':>{width}}" for a in row)
+        lines.append(f"{f'after task {i}':<14}{cells}")
+    lines.append("")
+    for name, value, sign in (
+        ("average accuracy (ACC)", result.average_accuracy, ""),
+        ("backward transfer (BWT)", result.backward_transfer, "+"),
+        ("forward transfer (FWT)", result.forward_transfer, "+"),
+        ("forgetting (F)", result.forgetting, ""),
+    ):
+        shown = "not defined here" if math.isnan(value) else f"{100 * value:{sign}.1f} %"
+        lines.append(f"{name:<26}{shown}")
+    extra = result.capacity.get("extra_bytes", 0)
+    lines.append(f"{'parameters stored':<26}{result.parameters:,}" + (f", and {extra:,} bytes beside" if extra else ""))
+    lines.append(f"{'training time':<26}{result.seconds:.1f} s")
+    if out is not None:
+        lines.append(f"{'written to':<26}{out}")
+    return "\n".join(lines)

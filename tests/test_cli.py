@@ -1,0 +1,216 @@
+"""The command line, as a person and as a program meet it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minicl
+from minicl.cli import main
+
+QUICK = ["--tasks", "2", "--epochs", "1", "--n-train", "40", "--network", "mlp:8"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line that a wrong argument gets."""
+    assert main(argv) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith("minicl: error: ")
+    assert errors.count("\n") == 1
+    return errors
+
+
+def test_run_prints_every_number_by_name_and_writes_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "result.json"
+    argv = ["run", "finetune", "permuted-digits", "--scenario", "domain", "--seed", "3", "--out", str(out), *QUICK]
+    assert main(argv) == 0
+    printed = capsys.readouterr().out
+    result = minicl.Result.load(out)
+    assert result.seed == 3
+    assert result.scenario == "domain"
+    assert result.accuracy.shape == (2, 2)
+    for name, value, sign in (
+        ("average accuracy (ACC)", result.average_accuracy, ""),
+        ("backward transfer (BWT)", result.backward_transfer, "+"),
+        ("forward transfer (FWT)", result.forward_transfer, "+"),
+        ("forgetting (F)", result.forgetting, ""),
+    ):
+        line = next(line for line in printed.splitlines() if line.startswith(name))
+        assert line.removeprefix(name).strip() == f"{100 * value:{sign}.1f} %"
+    assert str(out) in printed
+    assert "nobody knows the task id" in printed
+    assert f"{100 * result.accuracy[1, 0]:.1f}" in printed
+
+
+def test_run_gives_what_minicl_run_gives(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "result.json"
+    assert (
+        main(["run", "finetune", "split-digits", "--scenario", "class", "--seed", "1", "--out", str(out), *QUICK]) == 0
+    )
+    stream = minicl.split("digits", n_tasks=2, scenario="class", seed=1, n_train=40)
+    expected = minicl.run(minicl.FineTune(minicl.mlp(64, 8)), stream, epochs=1, seed=1)
+    np.testing.assert_array_equal(minicl.Result.load(out).accuracy, expected.accuracy)
+    assert "not defined here" in capsys.readouterr().out  # forward transfer, where no head exists beforehand
+
+
+def test_json_is_one_value_for_programs(capsys: pytest.CaptureFixture[str]):
+    assert main(["run", "finetune", "split-digits", "--json", *QUICK]) == 0
+    output, errors = capsys.readouterr()
+    value = json.loads(output)
+    assert value["method"] == "FineTune"
+    assert value["accuracy"][0][1] is None
+    assert value["average_accuracy"] == pytest.approx(np.mean(value["accuracy"][1]))
+    assert errors == ""
+
+
+def test_hyperparameters_reach_the_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "result.json"
+    argv = ["run", "packnet", "split-digits", "--set", "keep_ratio=0.25", "--set", "batchnorm=per-task"]
+    assert main([*argv, "--out", str(out), *QUICK]) == 0
+    hyperparameters = minicl.Result.load(out).hyperparameters
+    assert hyperparameters["keep_ratio"] == 0.25
+    assert hyperparameters["batchnorm"] == "per-task"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw", "rmsprop"])
+def test_optimizers_by_name(optimizer: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["run", "finetune", "split-digits", "--json", "--optimizer", optimizer, "--lr", "0.003", *QUICK]) == 0
+    described = json.loads(capsys.readouterr().out)["settings"]["optimizer"]
+    assert described.lower().startswith(optimizer.replace("momentum", "sgd"))
+    assert "lr=0.003" in described
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["run", "fine-tune", "split-digits"], ["'fine-tune'", "finetune", "packnet"]),
+        (["run", "finetune", "shuffled-digits"], ["'shuffled-digits'", "split-DATASET", "permuted-DATASET"]),
+        (["run", "finetune", "split-mnits"], ["'split-mnits'", "split-mnist", "split-digits"]),
+        (["run", "finetune", "split"], ["'split'", "split-digits"]),
+        (["run", "finetune", "split-digits", "--scenario", "online"], ["'online'", "task, domain, class"]),
+        (["run", "finetune", "split-digits", "--tasks", "3"], ["10 classes", "3 equal tasks", "1, 2, 5, 10"]),
+        (["run", "finetune", "split-digits", "--tasks", "0"], ["n_tasks is 0"]),
+        (["run", "finetune", "split-digits", "--epochs", "0"], ["epochs is 0", "from 1 up"]),
+        (["run", "finetune", "split-digits", "--epochs", "two"], ["--epochs", "'two'"]),
+        (["run", "finetune", "split-digits", "--batch-size", "-4"], ["batch_size is -4"]),
+        (["run", "finetune", "split-digits", "--seed", "-1"], ["seed is -1"]),
+        (["run", "finetune", "split-digits", "--lr", "0"], ["--lr is 0"]),
+        (["run", "finetune", "split-digits", "--lr", "nan"], ["--lr is nan"]),
+        (["run", "finetune", "split-digits", "--optimizer", "sdg"], ["'sdg'", "sgd, momentum, adam"]),
+        (["run", "finetune", "split-digits", "--device", "cuda:7"], ["'cuda:7'", "cpu"]),
+        (["run", "finetune", "split-digits", "--device", "abacus"], ["'abacus'", "cpu"]),
+        (["run", "finetune", "split-digits", "--network", "rnn:3"], ["'rnn:3'", "mlp:", "cnn:"]),
+        (["run", "finetune", "split-digits", "--network", "mlp:"], ["'mlp:'", "mlp:WIDTH"]),
+        (["run", "finetune", "split-digits", "--set", "lam=3"], ["finetune", "'lam'", "none"]),
+        (["run", "packnet", "split-digits", "--set", "keep=3"], ["packnet", "'keep'", "keep_ratio"]),
+        (["run", "packnet", "split-digits", "--set", "keep_ratio"], ["NAME=VALUE"]),
+        (["run", "packnet", "split-digits", "--set", "keep_ratio=2"], ["keep_ratio is 2"]),
+        (["run", "packnet", "split-digits", "--scenario", "class"], ["PackNet", "task id", "'class'"]),
+        (["run", "finetune", "split-mnist"], ["'mnist'", "root"]),
+        (["run", "finetune"], ["STREAM"]),
+        (["run", "finetune", "split-digits", "--epoch-count", "3"], ["--epoch-count"]),
+        (["learn"], ["'learn'"]),
+        ([], ["COMMAND"]),
+    ],
+)
+def test_wrong_arguments_get_one_clear_line(argv: list[str], named: list[str], capsys: pytest.CaptureFixture[str]):
+    line = refused(capsys, *argv)
+    for word in named:
+        assert word in line
+
+
+def test_a_missing_data_set_names_the_command_that_fetches_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    line = refused(capsys, "run", "finetune", "split-mnist", "--root", str(tmp_path))
+    assert str(tmp_path) in line
+    assert "--download" in line
+
+
+@pytest.mark.parametrize("place", ["no/such/folder/result.json", "."])
+def test_an_unwritable_output_is_refused_before_training(place: str, tmp_path: Path, monkeypatch, capsys):
+    def train(*_: object, **__: object) -> None:
+        pytest.fail("training began although its result cannot be written")
+
+    monkeypatch.setattr(minicl, "run", train)
+    line = refused(capsys, "run", "finetune", "split-digits", "--out", str(tmp_path / place))
+    assert str(tmp_path) in line
+
+
+def test_a_loss_that_becomes_nan_is_one_line_and_leaves_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "result.json"
+    line = refused(
+        capsys, "run", "finetune", "split-digits", "--lr", "1e30", "--out", str(out), *QUICK, "--epochs", "9"
+    )
+    assert "task 0" in line
+    assert "step" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_methods_and_streams_are_listed(capsys: pytest.CaptureFixture[str]):
+    assert main(["methods"]) == 0
+    printed = capsys.readouterr().out
+    for name in minicl.METHODS:
+        assert f"\n{name}" in f"\n{printed}"
+    assert "keep_ratio=0.5" in printed
+    assert main(["methods", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert {name: row["needs_task_id"] for name, row in rows.items()} == {
+        name: method.needs_task_id for name, method in minicl.METHODS.items()
+    }
+    assert main(["streams"]) == 0
+    assert "rotated-digits" in capsys.readouterr().out
+    assert main(["streams", "--json"]) == 0
+    names = {row["name"] for row in json.loads(capsys.readouterr().out)}
+    assert names == {f"{kind}-{data}" for kind in minicl.STREAMS for data in minicl.DATASETS}
+
+
+def test_every_method_listed_can_be_run(capsys: pytest.CaptureFixture[str]):
+    for name, method in minicl.METHODS.items():
+        assert main(["run", name, "split-digits", "--json", *QUICK]) == 0
+        assert json.loads(capsys.readouterr().out)["method"] == method.__name__
+
+
+def test_the_installed_program(tmp_path: Path):
+    """As a process of its own: output, errors and exit codes go where a shell expects them."""
+    out = tmp_path / "result.json"
+    argv = [sys.executable, "-m", "minicl", "run", "finetune", "split-digits"]
+    good = subprocess.run([*argv, "--out", str(out), *QUICK], capture_output=True, text=True, check=False)
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "average accuracy" in good.stdout
+    assert out.exists()
+    bad = subprocess.run([*argv, "--scenario", "none"], capture_output=True, text=True, check=False)
+    assert (bad.returncode, bad.stdout, bad.stderr.count("\n")) == (2, "", 1)
+
+
+def test_help_answers_without_loading_torch():
+    # `import minicl` itself needs torch, so the module is loaded by its path, as fast as the help can be.
+    path = Path(minicl.__file__).parent / "cli.py"
+    code = (
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('cli', {str(path)!r})\n"
+        "cli = importlib.util.module_from_spec(spec); spec.loader.exec_module(cli)\n"
+        "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "minicl run finetune split-digits" in shown.stdout
+
+
+def test_ctrl_c_leaves_earlier_results_and_no_half_file(tmp_path: Path, monkeypatch, capsys):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text("kept")
+    monkeypatch.setattr("minicl.training._Fit.__call__", interrupted)
+    assert main(["run", "finetune", "split-digits", "--out", str(earlier), *QUICK]) == 130
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith("minicl: interrupted")
+    assert earlier.read_text() == "kept"
+    assert list(tmp_path.iterdir()) == [earlier]
