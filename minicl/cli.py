@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     network.add_argument(
         "--network",
         metavar="NETWORK",
-        help="mlp:256,256 (hidden widths) or cnn:16,32 (channels); default: mlp:256,256, for colour images cnn:16,32,64",
+        help="mlp:256,256 or cnn:16,32 (hidden widths, channels); default mlp:256,256, for colour images cnn:16,32,64",
     )
     network.add_argument(
         "--set",
