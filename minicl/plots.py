@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -22,9 +22,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import files
 from .metrics import Result
-
-if TYPE_CHECKING:
-    from matplotlib.typing import ColorType
 
 Array = NDArray[np.float64]
 
@@ -60,7 +57,7 @@ PALETTE: dict[str, dict[str, Any]] = {
     "FineTune": _line("bound", BLACK, "X"),
     "Joint": _line("bound", BROWN, "*"),
     "Individual": _line("bound", ROSE, "p"),
-    "FeatureExtraction": _line("bound", OLIVE, "d"),
+    "FeatureExtraction": _line("bound", INDIGO, "d"),
     "PNN": _line("isolation", BLUE, "s"),
     "HAT": _line("isolation", WINE, "^"),
     "PackNet": _line("isolation", OLIVE, "o"),
@@ -162,10 +159,13 @@ def accuracy_matrix(result: Result | Sequence[Result], ax: Axes | None = None) -
     T = len(R)
     ax = _axes(ax, figsize=(1.2 + 0.62 * min(T, 12), 0.9 + 0.52 * min(T, 12)))
     cells = ax.imshow(R, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    size = float(np.clip(60 / T, 4, 11))
+    decimals = 1 if T <= 6 else 0
+    place = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())  # in inches
+    letters = 3 + 2 * decimals  # of "100.0"; a letter is about 0.6 as wide as it is high
+    room = 72 / T * min(0.8 * place.width / (0.6 * letters), 0.6 * place.height)
     for i, j in np.argwhere(np.isfinite(R)):
-        color = legible_on(to_rgb(cells.cmap(cells.norm(R[i, j]))))
-        ax.text(j, i, f"{100 * R[i, j]:.{1 if T <= 6 else 0}f}", ha="center", va="center", color=color, fontsize=size)
+        text, color = f"{100 * R[i, j]:.{decimals}f}", legible_on(cells.cmap(float(R[i, j])))
+        ax.text(j, i, text, ha="center", va="center", color=color, fontsize=min(room, 11))
     ax.set_xticks(range(T))
     ax.set_yticks(range(T))
     ax.set_xlabel("accuracy (%) on task")
@@ -204,13 +204,15 @@ def accuracy_over_time(results: Result | Sequence[Result], ax: Axes | None = Non
         (group,) = groups.values()
         R = np.stack([r.accuracy for r in group])
         for j in range(longest):
-            _error_line(ax, np.arange(j, longest), R[:, j:, j], label=f"task {j}", **_task_line(j))
+            x = np.arange(j, longest) + _aside(j, longest, group)
+            _error_line(ax, x, R[:, j:, j], label=f"task {j}", **_task_line(j))
         ax.set_ylabel("accuracy")
         title = "one line a task"
     else:
-        for name, group in groups.items():
+        for k, (name, group) in enumerate(groups.items()):
             known = np.array([[r.accuracy[i, : i + 1].mean() for i in range(len(r.accuracy))] for r in group])
-            _error_line(ax, np.arange(known.shape[1]), known, label=name, **line_of(name))
+            x = np.arange(known.shape[1]) + _aside(k, len(groups), group)
+            _error_line(ax, x, known, label=name, **line_of(name))
         ax.set_ylabel("mean accuracy on\nthe tasks learned so far")
         title = None
     ax.set_xlabel("after learning task")
@@ -310,7 +312,7 @@ def line_of(method: str) -> dict[str, Any]:
     }
 
 
-def legible_on(color: ColorType) -> str:
+def legible_on(color: Any) -> str:
     """Black or white, whichever has the higher contrast on `color`: at least 4.58 to 1, by WCAG 2's formula."""
     channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
     luminance = float(np.dot([0.2126, 0.7152, 0.0722], channels))
@@ -363,7 +365,12 @@ def _task_line(j: int) -> dict[str, Any]:
     }
 
 
-def _error_line(ax: Axes, x: NDArray[np.int64], values: Array, **line: Any) -> None:
+def _aside(k: int, n: int, group: list[Result]) -> float:
+    """How far the k-th of n lines steps aside, so that error bars at the same moment do not cover each other."""
+    return (k - (n - 1) / 2) * min(0.05, 0.5 / n) if len(group) > 1 else 0.0
+
+
+def _error_line(ax: Axes, x: ArrayLike, values: Array, **line: Any) -> None:
     mean, half = mean_and_interval(values)
     ax.errorbar(x, mean, yerr=half if len(values) > 1 else None, capsize=3, elinewidth=1, **line)
 
