@@ -14,10 +14,8 @@ from ..tasks import Task
 from .memory import Replay, check_weight
 
 
-def logit_distance(
-    z: Float[Tensor, "batch outputs"], h: Float[Tensor, "batch all_outputs"]
-) -> Float[Tensor, ""]:
-    """Mean over samples of || z - h(x') ||_2^2 (Eq. 5, first term); outputs that had no logit then, NaN in z, count nothing."""
+def logit_distance(z: Float[Tensor, "batch outputs"], h: Float[Tensor, "batch all_outputs"]) -> Float[Tensor, ""]:
+    """Mean over samples of || z - h(x') ||_2^2 (Eq. 5). Outputs that were not there then, NaN in z, count 0."""
     known = ~z.isnan()
     difference = torch.where(known, z - h[:, : z.shape[1]].masked_fill(~known, 0), 0.0)
     return difference.square().sum(1).mean()

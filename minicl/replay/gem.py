@@ -14,9 +14,7 @@ from .agem import GradientProjection
 from .memory import check_weight
 
 
-def project_on_cone(
-    g: Float[Tensor, " n"], G: Float[Tensor, "tasks n"], margin: float = 0.0
-) -> Float[Tensor, " n"]:
+def project_on_cone(g: Float[Tensor, " n"], G: Float[Tensor, "tasks n"], margin: float = 0.0) -> Float[Tensor, " n"]:
     """The g~ nearest to g with <g~, g_k> >= 0 for every row g_k of G (Eqs. 8 to 11).
 
     The dual, minimise 1/2 v' G G' v + g' G' v over v >= 0, is a non-negative least-squares problem,

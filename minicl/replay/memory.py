@@ -1,8 +1,8 @@
 """The one memory of all replay methods: a fixed number of samples, and a rule for who stays.
 
-    "reservoir"  every sample seen so far is kept with the same probability (Vitter 1985, algorithm R)
-    "task"       every task seen so far has an equal share
-    "class"      every class seen so far has an equal share
+"reservoir"  every sample seen so far is kept with the same probability (Vitter 1985, algorithm R)
+"task"       every task seen so far has an equal share
+"class"      every class seen so far has an equal share
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SHARES = ("reservoir", "task", "class")
 class Memory(nn.Module):
     """At most `budget` samples: inputs x, labels y, task ids, and, if asked, the logits they were given.
 
-    Everything is a buffer, so it moves with the learner and is saved with it. Room for the whole budget is made when the
-    first samples come.
+    Everything is a buffer, so it moves with the learner and is saved with it. Room for the whole budget is made when
+    the first samples come.
 
     Args:
         budget: number of samples.
@@ -105,8 +105,8 @@ class Memory(nn.Module):
 
     def _reservoir(self, new: dict[str, Tensor]) -> None:
         n, held, seen = len(new["y"]), len(self), self.seen
-        # The i-th sample ever seen draws one of i places, and is kept if the memory has that place; while there is room
-        # it takes the next. Of two that draw the same place in one batch the later one stays.
+        # The i-th sample ever seen draws one of i places, and is kept if the memory has that place; while there is
+        # room it takes the next. Of two that draw the same place the later stays.
         number = torch.arange(seen + 1, seen + n + 1)
         draws = (torch.rand(n, dtype=torch.float64) * number).long()
         draws[: self.budget - held] = torch.arange(held, held + n)[: self.budget - held]
@@ -123,8 +123,8 @@ class Memory(nn.Module):
         if len(rows) > self.budget:
             what = "tasks" if self.share == "task" else "classes"
             raise ValueError(
-                f"a budget of {self.budget} samples is smaller than the {len(rows)} {what} that must each have a share; "
-                f"allowed: {len(rows)} or more"
+                f"a budget of {self.budget} samples is smaller than the {len(rows)} {what} "
+                f"that must each have a share; allowed: {len(rows)} or more"
             )
         # A group keeps a random part of what is left of it, which is a random part of all that was seen of it.
         quotas = equal_shares([len(row) for row in rows], self.budget)
@@ -160,7 +160,7 @@ class Memory(nn.Module):
 
 
 def equal_shares(sizes: Sequence[int], budget: int) -> list[int]:
-    """How many each group may keep: the same for all, but for groups that have fewer; what those leave goes round again."""
+    """How many each group may keep: all the same, but for groups that have fewer; what those leave goes round again."""
     quotas = [0] * len(sizes)
     while budget and (hungry := [i for i, size in enumerate(sizes) if quotas[i] < size]):
         share = max(1, budget // len(hungry))

@@ -1,0 +1,242 @@
+"""ER, A-GEM, GEM and DER++: the equations against independent formulas, and what each does to a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize
+from torch import nn
+
+import minicl
+from minicl.replay.agem import project_on_average
+from minicl.replay.derpp import logit_distance
+from minicl.replay.gem import project_on_cone
+
+METHODS = [minicl.ER, minicl.AGEM, minicl.GEM, minicl.DERpp]
+
+
+# ---- the equations ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_agem_is_the_nearest_point_of_the_half_space(seed: int):
+    torch.manual_seed(seed)
+    g, g_ref = torch.randn(2, 30, dtype=torch.float64)
+    projected = project_on_average(g, g_ref)
+    if g @ g_ref >= 0:
+        assert torch.equal(projected, g)
+    else:
+        assert abs(float(projected @ g_ref)) < 1e-12
+        # What was taken off points along g_ref: no other point of the half-space is as near.
+        assert float(F.cosine_similarity(g - projected, g_ref, dim=0)) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_gem_satisfies_every_constraint_and_is_the_closest_such_point(seed: int):
+    """Against SciPy's general solver SLSQP, on random problems, some with gradients that depend on one another."""
+    torch.manual_seed(seed)
+    n, k = 12, 1 + seed % 6
+    G = torch.randn(k, n, dtype=torch.float64)
+    if seed % 3 == 0 and k > 1:
+        G[-1] = 2 * G[0]
+    g = torch.randn(n, dtype=torch.float64) - G.mean(0)
+    projected = project_on_cone(g, G)
+    assert bool((G @ projected >= -1e-6).all())
+    general = minimize(
+        lambda z: 0.5 * ((z - g.numpy()) ** 2).sum(),
+        g.numpy(),
+        jac=lambda z: z - g.numpy(),
+        constraints={"type": "ineq", "fun": lambda z: G.numpy() @ z, "jac": lambda z: G.numpy()},
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    np.testing.assert_allclose(projected.numpy(), general.x, atol=2e-5)
+
+
+def test_gem_leaves_a_gradient_alone_that_harms_nobody():
+    G = torch.eye(3, 5)
+    g = torch.tensor([1.0, 0.0, 2.0, -3.0, 4.0])
+    assert project_on_cone(g, G) is g
+
+
+def test_gem_margin_leans_towards_the_old_tasks():
+    """With v = v* + margin: for one constraint, g~ = g + (v* + gamma) g_1, worked out by hand."""
+    g, g_1 = torch.tensor([-2.0, 1.0], dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(project_on_cone(g, g_1[None], 0.0), torch.tensor([0.0, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(project_on_cone(g, g_1[None], 3.0), torch.tensor([1.0, 1.0], dtype=torch.float64))
+
+
+def test_logit_distance_against_a_loop():
+    torch.manual_seed(0)
+    z, h = torch.randn(5, 3), torch.randn(5, 4)
+    z[2, 1:] = torch.nan
+    expected = sum((z[i, j] - h[i, j]) ** 2 for i in range(5) for j in range(3) if not z[i, j].isnan()) / 5
+    torch.testing.assert_close(logit_distance(z, h), expected)
+
+
+# ---- what a step does ------------------------------------------------------------------------------------------------
+
+
+def learned(method: type[minicl.Learner], scenario: str = "task", tasks: int = 2, **kwargs: object) -> minicl.Learner:
+    """A learner of the first tasks of a stream of one more."""
+    learner = method(minicl.mlp(64, 16), **kwargs)
+    minicl.run(learner, minicl.split(n_tasks=5, scenario=scenario, n_train=40)[:tasks], epochs=1)
+    return learner
+
+
+@pytest.mark.parametrize("scenario", minicl.SCENARIOS)
+def test_er_loss_is_the_mean_over_new_and_remembered(scenario: str):
+    learner = learned(minicl.ER, scenario)
+    task = minicl.split(n_tasks=5, scenario=scenario, n_train=40)[2]
+    x, y = task.train.x[:8], task.train.y[:8]
+    task_id = 2 if scenario == "task" else None
+
+    def fit() -> None:
+        learner.train()
+        torch.manual_seed(5)
+        loss = learner.loss(x, y, task_id)
+        torch.manual_seed(5)
+        old_x, old_y, old_ids, _ = learner.memory.draw(8)
+        losses = [F.cross_entropy(learner(x[i : i + 1], task_id), y[i : i + 1]) for i in range(8)]
+        for i in range(8):
+            own = int(old_ids[i]) if scenario == "task" else None
+            losses.append(F.cross_entropy(learner(old_x[i : i + 1], own), old_y[i : i + 1]))
+        torch.testing.assert_close(loss, torch.stack(losses).mean())
+        assert set(old_ids.tolist()) == {0, 1}
+
+    learner.learn(task, fit)
+
+
+@pytest.mark.parametrize("scenario", minicl.SCENARIOS)
+def test_derpp_loss_has_two_separate_draws(scenario: str):
+    learner = learned(minicl.DERpp, scenario, alpha=0.3, beta=0.7)
+    task = minicl.split(n_tasks=5, scenario=scenario, n_train=40)[2]
+    x, y = task.train.x[:8], task.train.y[:8]
+    task_id = 2 if scenario == "task" else None
+
+    def fit() -> None:
+        learner.train()
+        torch.manual_seed(5)
+        x1, _, ids1, z = learner.memory.draw(8)
+        x2, y2, ids2, _ = learner.memory.draw(8)
+        assert not torch.equal(x1, x2)
+        own = [int(t) if scenario == "task" else None for t in ids1]
+        distance = 0.0
+        for i in range(8):
+            h = learner(x1[i : i + 1], own[i])[0].detach()
+            known = ~z[i].isnan()
+            distance += float(((z[i][known] - h[: int(known.sum())]) ** 2).sum()) / 8
+        remembered = [
+            F.cross_entropy(learner(x2[i : i + 1], int(ids2[i]) if scenario == "task" else None), y2[i : i + 1])
+            for i in range(8)
+        ]
+        new = F.cross_entropy(learner(x, task_id), y)
+        expected = new.item() + 0.3 * distance + 0.7 * torch.stack(remembered).mean().item()
+        torch.manual_seed(5)
+        assert learner.loss(x, y, task_id).item() == pytest.approx(expected, rel=1e-4)
+
+    learner.learn(task, fit)
+
+
+@pytest.mark.parametrize("method", [minicl.AGEM, minicl.GEM])
+def test_projection_methods_hand_the_optimiser_the_projected_gradient(method: type[minicl.Learner]):
+    """A step of plain SGD along it does not raise the loss over the remembered samples, to first order."""
+    learner = learned(method, "domain", budget=8, **({"margin": 0.0} if method is minicl.GEM else {}))
+    task = minicl.split(n_tasks=5, scenario="domain", n_train=40)[2]
+    x, y = task.train.x[:16], task.train.y[:16]
+    changed = []
+
+    def fit() -> None:
+        learner.train()
+        for seed in range(6):
+            torch.manual_seed(seed)
+            learner.zero_grad()
+            learner.loss(x, 1 - y if seed % 2 else y, None).backward()
+            before = learner.gradient()
+            references = (
+                [
+                    learner.gradient_of(s.x, s.y, torch.full_like(s.y, t))
+                    for t in (0, 1)
+                    for s in [learner.memory.of_task(t)]
+                ]
+                if method is minicl.GEM
+                else None
+            )
+            learner.edit_gradients()
+            after = learner.gradient()
+            changed.append(not torch.equal(before, after))
+            for reference in references or ():
+                assert float(after @ reference) >= -1e-5 * float(after.norm() * reference.norm())
+
+    learner.learn(task, fit)
+    assert any(changed)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_replay_forgets_less_than_fine_tuning(method: type[minicl.Learner]):
+    stream = minicl.permuted(n_tasks=3, scenario="domain", n_train=200)
+
+    def forgotten(kind: type[minicl.Learner]) -> float:
+        return minicl.run(kind(minicl.mlp(64, 64)), stream, epochs=5, batch_size=16).forgetting
+
+    assert forgotten(method) < forgotten(minicl.FineTune)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_convolutions_batchnorm_own_loop_and_one_optimiser(method: type[minicl.Learner]):
+    torch.manual_seed(0)
+    learner = method(minicl.cnn(1, 4, batchnorm=True, dropout=0.1), budget=20)
+    optimizer = learner.protect(torch.optim.SGD(learner.parameters(), lr=0.05, momentum=0.9))
+    for task in minicl.split(n_tasks=5, n_train=40)[:3]:
+
+        def fit(task: minicl.Task = task) -> None:
+            known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            optimizer.add_param_group({"params": [p for p in learner.parameters() if id(p) not in known]})
+            learner.train()
+            for rows in torch.arange(len(task.train)).split(16):
+                optimizer.zero_grad()
+                learner.loss(task.train.x[rows], task.train.y[rows], task.id).backward()
+                optimizer.step()
+
+        learner.learn(task, fit)
+    assert len(learner.memory) == 20
+    assert set(learner.memory.task_ids.tolist()) == {0, 1, 2}
+    assert bool(torch.isfinite(learner.eval()(task.test.x, 0)).all())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_save_and_load_go_on_identically(method: type[minicl.Learner], tmp_path: Path):
+    stream = minicl.split(n_tasks=5, scenario="class", n_train=40)
+    learner = method(minicl.mlp(64, 16), budget=20)
+    minicl.run(learner, stream[:2], epochs=1)
+    learner.save(tmp_path / "learner.safetensors")
+    loaded = method.load(tmp_path / "learner.safetensors", minicl.mlp(64, 16))
+    for name, buffer in learner.memory.named_buffers():
+        torch.testing.assert_close(loaded.memory.get_buffer(name), buffer, rtol=0, atol=0, equal_nan=True)
+    results = [minicl.run(each, stream[2:3], epochs=2, seed=4) for each in (learner, loaded)]
+    np.testing.assert_array_equal(results[0].accuracy, results[1].accuracy)
+    x = stream[0].test.x
+    assert torch.equal(learner.eval()(x), loaded.eval()(x))
+
+
+def test_wrong_hyperparameters():
+    backbone = nn.Flatten()
+    for call, words in (
+        (lambda: minicl.ER(backbone, budget=0), "budget is 0"),
+        (lambda: minicl.ER(backbone, share="mine"), "'mine'"),
+        (lambda: minicl.GEM(backbone, margin=-1.0), "margin is -1"),
+        (lambda: minicl.DERpp(backbone, alpha=-0.1), "alpha is -0.1"),
+        (lambda: minicl.DERpp(backbone, beta=float("nan")), "beta is nan"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+def test_a_budget_smaller_than_what_it_must_hold():
+    learner = minicl.ER(minicl.mlp(64, 8), budget=3, share="class")
+    with pytest.raises(ValueError, match="budget of 3 samples is smaller than the 4 classes"):
+        minicl.run(learner, minicl.split(n_tasks=5, scenario="class", n_train=20), epochs=1)
