@@ -12,7 +12,7 @@ The strengths are those of the authors' scripts, which differ from scenario to s
   label for each image, we draw it from the prediction, as the Fisher information is defined. F is measured on 1,000
   images a task, theirs on all.
 - SI: the same formula; theirs lets importances become negative.
-- MAS: theirs is the mean over outputs, ours the sum, so lam is theirs divided by the number of outputs (in the end); and
+- MAS: theirs is the mean over outputs, ours the sum, so lam is theirs divided by the final number of outputs; and
   theirs takes the absolute value of a batch's gradient, ours that of each image's, which is larger.
 - LwF: temperature 2; every old head counts as much as the new one.
 - One optimiser serves all tasks, as there: Adam's moments live on when a task begins.

@@ -12,10 +12,16 @@ from .isolation.pnn import PNN
 from .learner import FeatureExtraction, FineTune, Individual, Joint, Learner, freeze
 from .metrics import Result
 from .networks import cnn, mlp
+from .regularization.ags_cl import AGSCL
 from .regularization.ewc import EWC
 from .regularization.lwf import LwF
 from .regularization.mas import MAS
 from .regularization.si import SI
+from .regularization.vcl import VCL
+from .replay.agem import AGEM
+from .replay.derpp import DERpp
+from .replay.er import ER
+from .replay.gem import GEM
 from .tasks import SCENARIOS, STREAMS, Task, TaskStream, permuted, rotated, split
 from .training import evaluate, run
 
@@ -36,6 +42,12 @@ METHODS: dict[str, type[Learner]] = {
     "si": SI,
     "mas": MAS,
     "lwf": LwF,
+    "vcl": VCL,
+    "agscl": AGSCL,
+    "er": ER,
+    "agem": AGEM,
+    "gem": GEM,
+    "derpp": DERpp,
 }
 """Every method, by its name on the command line."""
 
@@ -52,8 +64,12 @@ def __getattr__(name: str) -> _Any:
 
 
 __all__ = [
+    "AGEM",
+    "AGSCL",
     "DATASETS",
+    "ER",
     "EWC",
+    "GEM",
     "HAT",
     "MAS",
     "METHODS",
@@ -61,6 +77,8 @@ __all__ = [
     "SCENARIOS",
     "SI",
     "STREAMS",
+    "VCL",
+    "DERpp",
     "FeatureExtraction",
     "FineTune",
     "Individual",
