@@ -204,7 +204,7 @@ class Learner(nn.Module):
     def mixed_logits(self, features: Tensor, task_ids: Tensor) -> Tensor:
         """Logits of features, shape (batch, features), of several tasks: shape (batch, outputs of the widest head).
 
-        In scenario "task" each sample goes through the head of its own task, and outputs that this head has not are -inf.
+        In scenario "task" each sample goes through the head of its own task; outputs that this head has not are -inf.
         All heads are computed in one product, so the cost hardly depends on the number of tasks.
         """
         if self.scenario != "task":

@@ -22,6 +22,7 @@ import minicl
 from minicl import FeatureExtraction, FineTune, Individual, Joint, Learner, Task
 from minicl.learner import Fit, parameters_of, plain
 
+
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time() -> None:
     torch.manual_seed(0)

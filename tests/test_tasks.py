@@ -201,6 +201,7 @@ def test_a_quarter_turn_is_exact() -> None:
     torch.testing.assert_close(rotate(x, -90), x.rot90(-1, (2, 3)))
     torch.testing.assert_close(rotate(x, 180), x.flip(2, 3))
     assert rotate(x, 0) is x
+    torch.testing.assert_close(rotate(x - 3, 90), (x - 3).rot90(1, (2, 3)))  # nor are other ranges cut off
 
 
 def test_a_rotated_rectangle_keeps_its_proportions() -> None:
@@ -217,6 +218,15 @@ def test_rotation_invents_no_values(angle: float, seed: int) -> None:
     turned = rotate(x, angle)
     assert float(turned.min()) >= min(0.0, float(x.min()))
     assert float(turned.max()) <= max(0.0, float(x.max()))
+
+
+@pytest.mark.parametrize("value", [1.0, 0.7, 0.9999999])
+def test_rounding_lets_no_pixel_out_of_its_range(value: float) -> None:
+    for side in (8, 28, 64):
+        flat = torch.full((1, 1, side, side), value)
+        for angle in range(1, 180, 9):
+            assert float(rotate(flat, angle + 0.37).max()) <= float(flat.max())
+            assert float(rotate(-flat, angle + 0.37).min()) >= -float(flat.max())
 
 
 def test_angles_grow_evenly() -> None:
