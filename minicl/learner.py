@@ -620,8 +620,6 @@ def freeze(module: nn.Module) -> None:
             value = getattr(part, name).detach().clone()
             delattr(part, name)
             part.register_buffer(name, value)
-        if isinstance(part, nn.RNNBase):
-            part._init_flat_weights()  # a recurrent layer keeps a list of its parameters, and reads that
         part.frozen = True  # type: ignore[assignment]
         part.frozen_parameters = [*getattr(part, "frozen_parameters", []), *names]  # type: ignore[assignment]
         part.training = False
@@ -634,8 +632,6 @@ def plain(module: nn.Module) -> nn.Module:
             value = getattr(part, name)
             delattr(part, name)
             part.register_parameter(name, nn.Parameter(value))
-        if isinstance(part, nn.RNNBase):
-            part._init_flat_weights()
         for attribute in ("frozen", "frozen_parameters", "_first_weights"):
             part.__dict__.pop(attribute, None)
     return module.eval().requires_grad_(True)
