@@ -528,7 +528,16 @@ def test_each_task_may_have_norms_of_its_own() -> None:
     loop = OwnLoop(learner, partial(SGD, lr=0.1), True, False)
     loop.learn(task(0))
     first = {name: tensor.clone() for name, tensor in learner.norms["0"].state_dict().items()}
-    loop.learn(task(1))
+    loop.data, x = task(1), torch.rand(5, *SHAPE)
+    before = answers(learner, x, [0])
+
+    def fit(epochs: int | None = None) -> None:
+        loop()
+        assert learner.backbone[2].training  # the norms of the task at hand learn
+        assert all(torch.equal(learner(x, 0), logits) for logits in before)  # those of another do not, in no mode
+        assert learner.backbone[2].training
+
+    learner.learn(task(1), fit)
     assert all(torch.equal(first[name], now) for name, now in learner.norms["0"].state_dict().items())
     assert all(not torch.equal(first[name], now) for name, now in learner.norms["1"].state_dict().items())
     assert {"2/running_mean", "2/weight", "5/bias"} <= set(first)

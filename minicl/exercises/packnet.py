@@ -1,0 +1,249 @@
+"""The exercises of the chapter "PackNet"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..isolation.packnet import keep_mask, used_by
+from . import Hint, compare, exercise, number
+
+
+def _most(weight: Tensor, keep_ratio: float, among: Tensor) -> Tensor:
+    """A wrong mask: the share is taken of the whole layer."""
+    size = torch.where(among, weight.abs(), -1.0).flatten()
+    kept = torch.zeros_like(size, dtype=torch.bool)
+    kept[size.argsort(descending=True)[: round(keep_ratio * size.numel())]] = True
+    return kept.view_as(among) & among
+
+
+@exercise("packnet-1")
+def mask(answer: Any) -> str:
+    """Which weights a task keeps: a function of weight, keep_ratio and among, returning a mask of True and False."""
+    cases = []
+    for rows, columns, share in ((4, 5, 0.5), (3, 6, 0.25), (8, 8, 0.1), (5, 4, 1.0), (6, 7, 0.7)):
+        cases.append((torch.randn(rows, columns), share, torch.rand(rows, columns) < 0.7))
+    compare(
+        answer,
+        keep_mask,
+        cases,
+        mistakes={
+            "the smallest": (
+                lambda weight, keep_ratio, among: (
+                    among & ~keep_mask(weight, 1 - keep_ratio, among) if keep_ratio < 1 else among
+                ),
+                "You keep the smallest weights and release the largest.",
+            ),
+            "without the sign": (
+                lambda weight, keep_ratio, among: keep_mask(weight - weight.min() + 1, keep_ratio, among),
+                "A weight of -3 matters as much as one of 3. Look at what you sort by.",
+            ),
+            "everything is in question": (
+                lambda weight, keep_ratio, among: keep_mask(weight, keep_ratio),
+                "Weights outside `among` belong to earlier tasks, and yours claims some of them.",
+            ),
+            "masked too late": (
+                lambda weight, keep_ratio, among: keep_mask(weight, keep_ratio) & among,
+                "You choose among all weights and drop others afterwards. The cutoff must come from `among` alone.",
+            ),
+            "share of the layer": (
+                _most,
+                "You keep a share of the whole layer. The share is of the weights in `among`.",
+            ),
+            "the other share": (
+                lambda weight, keep_ratio, among: (
+                    keep_mask(weight, 1 - keep_ratio, among) if keep_ratio < 1 else among & False
+                ),
+                "That is the share to release. `keep_ratio` is the share to keep.",
+            ),
+        },
+    )
+    return (
+        "Sorting by size is all that PackNet knows about importance. It is enough, because the rest is trained again."
+    )
+
+
+@exercise("packnet-2")
+def network_of(answer: Any) -> str:
+    """The weights that compute for the k-th task: a function of theta, owner and k."""
+    cases = []
+    for tasks in (1, 2, 4, 5):
+        theta, owner = torch.randn(6, 7), torch.randint(tasks + 1, (6, 7), dtype=torch.uint8)
+        cases += [(theta, owner, k) for k in range(1, tasks + 1)]
+    compare(
+        answer,
+        lambda theta, owner, k: torch.where(used_by(owner, k), theta, 0),
+        cases,
+        mistakes={
+            "its own alone": (
+                lambda theta, owner, k: theta * (owner == k),
+                "That is what the task owns. What may it read?",
+            ),
+            "free ones too": (
+                lambda theta, owner, k: theta * (owner <= k),
+                "The free weights have owner 0. Are they switched on for any task that is finished?",
+            ),
+            "no mask": (
+                lambda theta, owner, k: theta,
+                "That is the whole network. For an old task, the weights of later tasks are a disturbance.",
+            ),
+            "all owned": (
+                lambda theta, owner, k: theta * (owner > 0),
+                "The free weights are off, but the weights of later tasks are still on.",
+            ),
+            "only earlier ones": (
+                lambda theta, owner, k: theta * ((owner > 0) & (owner < k)),
+                "The task's own weights are missing.",
+            ),
+            "later ones": (
+                lambda theta, owner, k: theta * (owner > k),
+                "These are the weights of the tasks after it: exactly those that must be off.",
+            ),
+            "the source's formula": (
+                lambda theta, owner, k: theta * (owner == 0),
+                "That is theta * (1 - m): what may still move, not what computes.",
+            ),
+        },
+    )
+    return (
+        "Later tasks may read everything before them, so this is the only line of PackNet that has a direction in time."
+    )
+
+
+@exercise("packnet-3")
+def free_after(answer: Any) -> str:
+    """How many of n weights are free after some tasks: a function of n and of the list of their shares to keep."""
+
+    def right(n: int, shares: list[float]) -> int:
+        for share in shares:
+            n = round((1 - share) * n)
+        return n
+
+    def of_all(n: int, shares: list[float]) -> float:
+        return n - sum(share * n for share in shares)
+
+    compare(
+        answer,
+        lambda n, shares: float(right(n, shares)),
+        cases=[(1000, [0.5, 0.25]), (999, [0.5, 0.5, 0.5]), (64, []), (200, [0.1] * 5), (10, [1.0]), (77, [0.3, 0.7])],
+        mistakes={
+            "what is kept": (
+                lambda n, shares: float(n - right(n, shares)),
+                "That is how many are taken. How many are left?",
+            ),
+            "share of all weights": (
+                of_all,
+                "Each share is of what was free when the task arrived, not of all weights.",
+            ),
+            "fractions of weights": (
+                lambda n, shares: n * float(torch.tensor([1.0, *(1 - s for s in shares)], dtype=torch.float64).prod()),
+                "Close. There are no fractions of weights: each task rounds the number that it releases.",
+            ),
+            "the shares are released": (
+                lambda n, shares: float(right(n, [1 - s for s in shares])),
+                "You release the share that is to be kept.",
+            ),
+        },
+        tolerance=1e-9,
+    )
+    return "A constant share gives each task a constant fraction less than the one before: room shrinks geometrically."
+
+
+@exercise("packnet-4")
+def equal_shares(answer: Any) -> str:
+    """Shares to keep that give each of T tasks the same number of weights: a function of T, returning a list."""
+    compare(
+        answer,
+        lambda T: [1 / (T - k) for k in range(T)],
+        cases=[(T,) for T in (1, 2, 3, 5, 10)],
+        mistakes={
+            "the same share": (
+                lambda T: [1 / T] * T,
+                "The same share of ever less: with your list, who gets more, the first task or the last?",
+            ),
+            "the wrong way round": (
+                lambda T: [1 / (k + 1) for k in range(T)],
+                "The right numbers in the wrong order: your first task keeps everything.",
+            ),
+            "all to the last": (
+                lambda T: [1.0] * T,
+                "The first task then keeps everything, and the second finds no free weight.",
+            ),
+        },
+    )
+    return "The last share is 1: when nobody comes afterwards, there is nothing to leave."
+
+
+@exercise("packnet-5")
+def bytes_for_owners(answer: Any) -> str:
+    """Bytes that say whose each weight is, in a file: a function of the number of weights and of tasks."""
+    from math import ceil, log2
+
+    def right(weights: int, tasks: int) -> int:
+        return ceil(weights * ceil(log2(tasks + 1)) / 8)
+
+    compare(
+        answer,
+        lambda weights, tasks: float(right(weights, tasks)),
+        cases=[(8000, 1), (8000, 3), (8000, 4), (4096, 10), (1000, 15), (1000, 16), (800, 255)],
+        mistakes={
+            "a bit for each task": (
+                lambda weights, tasks: float(ceil(weights * tasks / 8)),
+                "One bit for each task and weight is more than needed: a weight has only one owner.",
+            ),
+            "bits": (
+                lambda weights, tasks: float(weights * ceil(log2(tasks + 1))),
+                "That is the number of bits.",
+            ),
+            "nobody": (
+                lambda weights, tasks: float(ceil(weights * ceil(log2(tasks)) / 8)) if tasks > 1 else 0.0,
+                "How many values can an owner take? A weight may also be free.",
+            ),
+            "a byte for each weight": (
+                lambda weights, tasks: float(weights),
+                "That is what it takes in memory. In the file, as many bits as the number of tasks needs are enough.",
+            ),
+            "not rounded": (
+                lambda weights, tasks: weights * log2(tasks + 1) / 8,
+                "There are no fractions of bits: an owner among three values takes two.",
+            ),
+        },
+        tolerance=1e-9,
+    )
+    return "For ten tasks: an eighth of what the weights take, in float32."
+
+
+@exercise("packnet-6")
+def drift(answer: Any) -> str:
+    """A frozen weight after the steps of the story, if only its gradient is masked: a number."""
+    theta, velocity, lr, momentum, decay = 2.0, 0.5, 0.1, 0.9, 0.01
+    moved = {}
+    for name, v, d in (("both", velocity, decay), ("no momentum", 0.0, decay), ("no decay", velocity, 0.0)):
+        w = theta
+        for _ in range(2):
+            v = momentum * v + d * w
+            w -= lr * v
+        moved[name] = w
+    value = number(answer)
+    hints = {
+        "no momentum": "You let weight decay pull, but the velocity that is left from the task before pushes too.",
+        "no decay": "You let the old velocity push, but weight decay pulls as well: it is added to the gradient of zero.",
+    }
+    if abs(value - theta) < 1e-6:
+        raise Hint(
+            "A gradient of zero is not a step of zero. Write out what SGD does with it.", mistake="does not move"
+        )
+    for name, words in hints.items():
+        if abs(value - moved[name]) < 1e-6:
+            raise Hint(words, mistake=name)
+    w, v = theta, momentum * velocity + decay * theta
+    if abs(value - (w - lr * v)) < 1e-6:
+        raise Hint("That is after one step. Two are taken.", mistake="one step")
+    up = theta + (theta - moved["both"])
+    if abs(value - up) < 1e-6:
+        raise Hint("The way is as long as it should be, but a step goes against the velocity.", mistake="uphill")
+    if abs(value - moved["both"]) > 1e-6:
+        raise Hint(f"{value:.6g} is too {'large' if value > moved['both'] else 'small'}. Take the steps one at a time.")
+    return "So PackNet does not trust the gradient: it clears the optimiser's memory, or puts the weight back."

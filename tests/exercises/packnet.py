@@ -1,0 +1,108 @@
+"""Right and wrong answers to the exercises of "PackNet"."""
+
+from __future__ import annotations
+
+from math import ceil, log2
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def mask(weight: Tensor, keep_ratio: float, among: Tensor) -> Any:
+    """By sorting, in NumPy."""
+    size = np.where(among.numpy(), np.abs(weight.numpy()), -1.0)
+    released = round((1 - keep_ratio) * int(among.sum()))
+    kept = int(among.sum()) - released
+    order = np.argsort(-size, axis=None, kind="stable")[:kept]
+    result = np.zeros(size.size, dtype=bool)
+    result[order] = True
+    return result.reshape(size.shape)
+
+
+def smallest(weight: Tensor, keep_ratio: float, among: Tensor) -> Any:
+    return among & ~torch.as_tensor(mask(weight, 1 - keep_ratio, among))
+
+
+def by_value(weight: Tensor, keep_ratio: float, among: Tensor) -> Any:
+    return mask(weight - weight.min() + 1, keep_ratio, among)
+
+
+def of_layer(weight: Tensor, keep_ratio: float, among: Tensor) -> Any:
+    size = np.where(among.numpy(), np.abs(weight.numpy()), -1.0).ravel()
+    result = np.zeros(size.size, dtype=bool)
+    result[np.argsort(-size, kind="stable")[: round(keep_ratio * size.size)]] = True
+    return result.reshape(weight.shape) & among.numpy()
+
+
+def free_after(n: int, shares: list[float]) -> int:
+    for share in shares:
+        n = round((1 - share) * n)
+    return n
+
+
+def after(steps: int, velocity: float, decay: float, sign: float = -1.0) -> float:
+    weight = 2.0
+    for _ in range(steps):
+        velocity = 0.9 * velocity + decay * weight
+        weight -= 0.1 * velocity
+    return 2.0 - sign * (weight - 2.0)
+
+
+RIGHT = {
+    "packnet-1": [mask, lambda *given: torch.as_tensor(mask(*given))],
+    "packnet-2": [lambda theta, owner, k: theta * ((owner > 0) & (owner <= k)), lambda t, o, k: t * (o - 1 < k)],
+    "packnet-3": [free_after],
+    "packnet-4": [lambda T: [1 / (T - k) for k in range(T)], lambda T: 1 / np.arange(T, 0, -1)],
+    "packnet-5": [
+        lambda weights, tasks: ceil(weights * ceil(log2(tasks + 1)) / 8),
+        lambda w, t: -(-w * t.bit_length() // 8),
+    ],
+    "packnet-6": [after(2, 0.5, 0.01)],
+}
+
+WRONG = {
+    "packnet-1": {
+        "the smallest": smallest,
+        "without the sign": by_value,
+        "everything is in question": lambda w, r, among: mask(w, r, torch.ones_like(among)),
+        "masked too late": lambda w, r, among: mask(w, r, torch.ones_like(among)) & among.numpy(),
+        "share of the layer": of_layer,
+        "the other share": lambda w, r, among: mask(w, 1 - r, among),
+    },
+    "packnet-2": {
+        "its own alone": lambda theta, owner, k: theta * (owner == k),
+        "free ones too": lambda theta, owner, k: theta * (owner <= k),
+        "no mask": lambda theta, owner, k: theta.clone(),
+        "all owned": lambda theta, owner, k: theta * (owner > 0),
+        "only earlier ones": lambda theta, owner, k: theta * ((owner > 0) & (owner < k)),
+        "later ones": lambda theta, owner, k: theta * (owner > k),
+        "the source's formula": lambda theta, owner, k: theta * (owner == 0),
+    },
+    "packnet-3": {
+        "what is kept": lambda n, shares: n - free_after(n, shares),
+        "share of all weights": lambda n, shares: n * (1 - sum(shares)),
+        "fractions of weights": lambda n, shares: n * np.prod([1 - s for s in shares]),
+        "the shares are released": lambda n, shares: free_after(n, [1 - s for s in shares]),
+    },
+    "packnet-4": {
+        "the same share": lambda T: [1 / T] * T,
+        "the wrong way round": lambda T: [1 / (k + 1) for k in range(T)],
+        "all to the last": lambda T: [1] * T,
+    },
+    "packnet-5": {
+        "a bit for each task": lambda weights, tasks: ceil(weights * tasks / 8),
+        "bits": lambda weights, tasks: weights * ceil(log2(tasks + 1)),
+        "nobody": lambda weights, tasks: ceil(weights * ceil(log2(tasks)) / 8),
+        "a byte for each weight": lambda weights, tasks: weights,
+        "not rounded": lambda weights, tasks: weights * log2(tasks + 1) / 8,
+    },
+    "packnet-6": {
+        "does not move": 2.0,
+        "no momentum": after(2, 0.0, 0.01),
+        "no decay": after(2, 0.5, 0.0),
+        "one step": after(1, 0.5, 0.01),
+        "uphill": after(2, 0.5, 0.01, sign=1.0),
+    },
+}
