@@ -2,7 +2,7 @@
 
     python benchmarks/regularization_search.py
 
-Digits, 64-100-100, Adam 2e-3, batch 32, 6 epochs a task. Streams: permuted digits ("domain", 5 tasks, at most 500
+Digits, 64-100-100, Adam 3e-3, batch 64, 6 epochs a task. Streams: permuted digits ("domain", 5 tasks, at most 500
 images each) and split digits in the three scenarios (5 tasks). For each method and stream every strength is tried with
 two seeds, and the one with the highest mean ACC on validation samples is taken; test samples choose nothing. Results
 are written after every run, and a run that is in the file is not made again.
@@ -22,8 +22,8 @@ import minicl
 from minicl import files
 
 RESULTS = Path(__file__).resolve().parent / "results" / "regularization.json"
-WIDTHS, EPOCHS, BATCH = (64, 100, 100), 6, 32
-ADAM = partial(torch.optim.Adam, lr=2e-3)
+WIDTHS, EPOCHS, BATCH = (64, 100, 100), 6, 64
+ADAM = partial(torch.optim.Adam, lr=3e-3)
 SEARCH_SEEDS, TEST_SEEDS = range(100, 102), range(5)
 
 Make = Callable[[float], minicl.Learner]

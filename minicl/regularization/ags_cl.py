@@ -50,14 +50,14 @@ class AGSCL(Learner):
     """L(theta) + mu sum_{g in G0} |theta_g| + lam sum_{g not in G0} Omega_g |theta_g - theta_g^{t-1}| (Eq. 2).
 
     A group theta_g is what comes into a unit, bias included; G0 are the units that no earlier task used, Omega_g = 0.
-    The loss is the task's alone. After each step of the optimiser, every group takes a proximal step with that optimiser's
-    learning rate. After each task the unused units are cut off from all units above them, and a share `rho` of them
-    starts again from new weights; from then on nothing flows from them into units that earlier tasks use.
+    The loss is the task's alone. After each step of the optimiser, every group takes a proximal step with the learning
+    rate of that optimiser. After each task the unused units are cut off from all units above them, and a share
+    `rho` of them starts again from new weights; from then on nothing flows from them into units that earlier tasks use.
 
     Where this differs from the authors' code: the proximal step follows each step, as in the formula, not each epoch,
     so `mu` and `lam` are smaller by the number of steps in an epoch. The paper has a head a task. Where heads are
-    shared, their outputs are units as well, with the mean absolute logit for an importance; the head of "domain" may learn
-    to read new units, the old rows of "class" may not.
+    shared, their outputs are units as well, and their mean absolute logits are importances; the head of "domain" may
+    learn to read new units, the old rows of "class" may not.
 
     Args:
         backbone: layers one after another (nn.Sequential) of Linear or Conv, each followed by a ReLU, with pooling,

@@ -322,6 +322,9 @@ class VCL(Learner):
     def export_backbone(self, task_id: int | None) -> nn.Module:
         return certain(self.backbone)
 
+    def _export_head(self, task_id: int | None) -> nn.Module:
+        return certain(super()._export_head(task_id))
+
     def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Make room for the coresets that a file holds."""
         names = [name.split(".")[1] for name in tensors if name.startswith("kept.") and name.endswith(".y")]

@@ -1,4 +1,4 @@
-"""AGS-CL: the proximal operator against a numerical minimiser, importances, cuts, re-initialisation, what is refused."""
+"""AGS-CL: the proximal operator against a numerical minimiser; importances, cuts, new weights; what is refused."""
 
 from __future__ import annotations
 

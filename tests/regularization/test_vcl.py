@@ -1,4 +1,4 @@
-"""VCL: the KL against torch.distributions, the exact posterior of a regression, what is converted, predictions, coresets."""
+"""VCL: the KL against torch.distributions, a regression's exact posterior, what is converted, answers, coresets."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_linear_and_conv_layers_are_converted_and_nothing_else() -> None:
     learner = minicl.VCL(backbone)
     assert [type(m).__name__ for m in learner.backbone.modules()][1:3] == ["GaussianConv2d", "BatchNorm2d"]
     assert type(backbone[0]) is nn.Conv2d  # the given network is as it was
-    with pytest.raises(ValueError, match="no layer that VCL can make uncertain; allowed: at least one nn.Linear"):
+    with pytest.raises(ValueError, match=r"no layer that VCL can make uncertain; allowed: at least one nn\.Linear"):
         minicl.VCL(nn.Flatten())
 
 
@@ -164,17 +164,18 @@ def test_predictions_average_probabilities_and_do_not_depend_on_the_batch() -> N
     assert float((probabilities[0] - probabilities[1]).abs().max()) > 0.01
 
 
-def test_the_narrower_the_posterior_the_less_a_weight_moves() -> None:
-    stream = minicl.split("digits", 5, "domain", n_train=100)
-    learner = minicl.VCL(minicl.mlp(64, 32), initial_sigma=0.1)
-    minicl.run(learner, stream[:1], epochs=30, progress=False, optimizer=ADAM)
+def test_a_weight_that_is_known_exactly_can_hardly_move() -> None:
+    stream = minicl.split("digits", 5, "domain", n_train=60)
+    learner = minicl.VCL(minicl.mlp(64, 8), initial_sigma=0.1)
+    minicl.run(learner, stream[:1], epochs=3, progress=False, optimizer=ADAM)
     layer = learner.layers(learner.backbone)[0]
-    before, sigma = layer.weight.detach().clone(), layer.weight_log_sigma.detach().exp()  # type: ignore[operator, union-attr]
-    minicl.run(learner, stream[1:2], epochs=30, progress=False, optimizer=ADAM)
-    moved = (layer.weight.detach() - before).abs().flatten()  # type: ignore[operator]
-    order = sigma.flatten().argsort()
-    narrow, wide = moved[order[:200]].mean(), moved[order[-200:]].mean()
-    assert narrow < 0.8 * wide
+    with torch.no_grad():
+        layer.weight_log_sigma[:4] = math.log(1e-3)  # type: ignore[index, operator, union-attr]
+        layer.remember()
+    before = layer.weight.detach().clone()  # type: ignore[operator, union-attr]
+    minicl.run(learner, stream[1:2], epochs=20, progress=False, optimizer=partial(torch.optim.Adam, lr=1e-3))
+    moved = (layer.weight.detach() - before).norm(dim=1)  # type: ignore[operator, union-attr]
+    assert float(moved[:4].max()) < 0.3 * float(moved[4:].max())
 
 
 def test_a_coreset_brings_old_images_back_and_the_next_task_starts_without_it(tmp_path: Path) -> None:

@@ -1,0 +1,221 @@
+"""The exercises of the chapter "Regularisation and distillation"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import Hint, compare, exercise, text
+
+SOURCES = {
+    "ewc": "predictions",
+    "si": "path",
+    "mas": "outputs",
+    "lwf": "none",
+    "vcl": "posterior",
+    "agscl": "activations",
+}
+WHERE = sorted(SOURCES.values())
+
+HINTS = {
+    "ewc": "What is squared in EWC's importance: the gradient of which function?",
+    "si": "SI needs no second look at the data: it is measured while training.",
+    "mas": "MAS needs no labels. Of which quantity does it take the gradient?",
+    "lwf": "Look for importances in LwF's equation. Which weights does it hold?",
+    "vcl": "In VCL a weight has a mean and something else, which says how sure it is.",
+    "agscl": "AGS-CL looks at units, not at weights. When does a unit matter?",
+}
+
+
+@exercise("regularization-1")
+def where_from(answer: Any) -> str:
+    """A dictionary from "ewc", "si", "mas", "lwf", "vcl", "agscl" to where the importances come from: a word each."""
+    if not isinstance(answer, dict) or set(answer) != set(SOURCES):
+        raise Hint(f"The answer should be a dictionary with a word for each of {', '.join(SOURCES)}.")
+    for method, right in SOURCES.items():
+        if text(answer[method], WHERE, f"Your answer to {method}") != right:
+            raise Hint(HINTS[method], mistake=f"{method} wrong")
+    return "One of them has no importances at all: it holds answers, not weights."
+
+
+def _springs(f1: Tensor, a1: Tensor, f2: Tensor, a2: Tensor) -> Tensor:
+    return (f1 * a1 + f2 * a2) / (f1 + f2)
+
+
+@exercise("regularization-2")
+def resting_point(answer: Any) -> str:
+    """A function of (F1, a1, F2, a2): where a weight rests that two springs of stiffness F1, F2 pull to a1 and a2."""
+    cases = [(torch.rand(n) + 0.1, torch.randn(n), torch.rand(n) + 0.1, torch.randn(n)) for n in (1, 4, 7)]
+    compare(
+        answer,
+        _springs,
+        cases=cases,
+        mistakes={
+            "plain mean": (
+                lambda f1, a1, f2, a2: (a1 + a2) / 2,
+                "That is right for springs of equal stiffness. Which anchor pulls harder?",
+            ),
+            "newest anchor": (
+                lambda f1, a1, f2, a2: a2,
+                "That is where online EWC and MAS hold on. With one anchor a task, the first one pulls as well.",
+            ),
+            "weights swapped": (
+                lambda f1, a1, f2, a2: (f2 * a1 + f1 * a2) / (f1 + f2),
+                "The stiffer spring should win; with yours the softer one does.",
+            ),
+            "not divided": (
+                lambda f1, a1, f2, a2: f1 * a1 + f2 * a2,
+                "Set the derivative of F1 (w - a1)^2 + F2 (w - a2)^2 to zero and solve for w.",
+            ),
+        },
+    )
+    return "So any number of anchors is one anchor: a step of offline EWC costs the same after a hundred tasks."
+
+
+def _fisher(x: Tensor, p: Tensor) -> Tensor:
+    return ((p * (1 - p))[:, None] * x**2).mean(0)
+
+
+@exercise("regularization-3")
+def fisher_of_logistic_regression(answer: Any) -> str:
+    """A function of inputs x, shape (n, d), and p = p(y = 1 | x), shape (n,): the Fisher diagonal, shape (d,)."""
+    cases = [(torch.randn(n, d), torch.rand(n)) for n, d in ((1, 3), (6, 2), (20, 5))]
+    compare(
+        answer,
+        _fisher,
+        cases=cases,
+        mistakes={
+            "square of the mean": (
+                lambda x, p: ((p * (1 - p)).sqrt()[:, None] * x).mean(0) ** 2,
+                "You square a mean. The gradients of single images must be squared before they are averaged.",
+            ),
+            "not squared": (
+                lambda x, p: ((p * (1 - p))[:, None] * x).mean(0),
+                "The gradient of log p is (y - p) x. What becomes of x when that is squared?",
+            ),
+            "sum over images": (
+                lambda x, p: ((p * (1 - p))[:, None] * x**2).sum(0),
+                "That is the sum over images; the Fisher information is their mean.",
+            ),
+            "labels all one": (
+                lambda x, p: (((1 - p) ** 2)[:, None] * x**2).mean(0),
+                "That takes y = 1 everywhere. Average over y as the model would draw it: 1 with p, 0 with 1 - p.",
+            ),
+        },
+    )
+    return "Where the model is sure, p (1 - p) is nearly zero: EWC sees nothing to protect there."
+
+
+def _mas(W: Tensor, x: Tensor) -> Tensor:
+    return (2 * (x @ W.T)[:, :, None] * x[:, None, :]).abs().mean(0)
+
+
+@exercise("regularization-4")
+def mas_of_a_linear_layer(answer: Any) -> str:
+    """A function of W, shape (c, d), and inputs x, shape (n, d): MAS's importances for F(x) = W x, shape (c, d)."""
+    cases = [(torch.randn(c, d), torch.randn(n, d)) for c, d, n in ((2, 3, 1), (3, 2, 8), (4, 4, 5))]
+    compare(
+        answer,
+        _mas,
+        cases=cases,
+        mistakes={
+            "per batch": (
+                lambda W, x: (2 * (x @ W.T)[:, :, None] * x[:, None, :]).mean(0).abs(),
+                "You average over the images first: what pulls up for one and down for another cancels out.",
+            ),
+            "without the two": (
+                lambda W, x: ((x @ W.T)[:, :, None] * x[:, None, :]).abs().mean(0),
+                "Half of it. What is the derivative of a square?",
+            ),
+            "length not squared": (
+                lambda W, x: (
+                    (((x @ W.T) / (x @ W.T).norm(dim=1, keepdim=True))[:, :, None] * x[:, None, :]).abs().mean(0)
+                ),
+                "That is the gradient of the length; MAS takes the square of the length.",
+            ),
+            "squared like EWC": (
+                lambda W, x: ((2 * (x @ W.T)[:, :, None] * x[:, None, :]) ** 2).mean(0),
+                "EWC squares its gradients. What does MAS do with them?",
+            ),
+        },
+    )
+    return "No label appears anywhere: MAS can be measured on images that nobody has named."
+
+
+def _distillation(z: Tensor, old: Tensor, T: float) -> Tensor:
+    return -((old / T).softmax(1) * (z / T).log_softmax(1)).sum(1).mean()
+
+
+@exercise("regularization-5")
+def distil(answer: Any) -> str:
+    """A function of logits z and recorded logits old, both (n, C), and a temperature T: the distillation loss."""
+    cases = [(2 * torch.randn(n, c), 2 * torch.randn(n, c), t) for n, c, t in ((1, 2, 2.0), (5, 3, 2.0), (4, 6, 3.0))]
+    compare(
+        answer,
+        _distillation,
+        cases=cases,
+        mistakes={
+            "roles swapped": (
+                lambda z, old, T: _distillation(old, z, T),
+                "The recorded answer is the target: it stands where a label would, outside the logarithm.",
+            ),
+            "no temperature": (
+                lambda z, old, T: _distillation(z, old, 1.0),
+                "The temperature is missing. It divides the logits of both networks.",
+            ),
+            "temperature on one side": (
+                lambda z, old, T: -((old / T).softmax(1) * z.log_softmax(1)).sum(1).mean(),
+                "Only the targets are softened. The network must answer at the same temperature.",
+            ),
+            "hard targets": (
+                lambda z, old, T: F.cross_entropy(z / T, old.argmax(1)),
+                "You keep the winner alone. What makes distillation better is what the old network says of the rest.",
+            ),
+            "multiplied": (
+                lambda z, old, T: _distillation(z * T * T, old * T * T, T),
+                "Your temperature makes the answers sharper. It should make them softer: divide.",
+            ),
+        },
+    )
+    return "Its gradient is zero exactly where old and new answers agree, and nothing is said about the weights."
+
+
+def _proximal(theta: Tensor, anchor: Tensor, threshold: float) -> Tensor:
+    away = theta - anchor
+    return anchor + torch.clamp(1 - threshold / away.norm(), min=0) * away
+
+
+@exercise("regularization-6")
+def proximal(answer: Any) -> str:
+    """A function of vectors theta, anchor and a threshold: the z of least |z-theta|^2 / 2 + threshold |z-anchor|."""
+    cases = []
+    for scale in (0.1, 0.5, 1.0, 3.0, 10.0):
+        theta, anchor = torch.randn(4), torch.randn(4)
+        cases.append((theta, anchor, scale * float((theta - anchor).norm()) / 2))
+    compare(
+        answer,
+        _proximal,
+        cases=cases,
+        mistakes={
+            "overshoots": (
+                lambda theta, anchor, t: anchor + (1 - t / (theta - anchor).norm()) * (theta - anchor),
+                "Where the threshold is larger than the distance, yours goes past the anchor to the other side.",
+            ),
+            "each entry by itself": (
+                lambda theta, anchor, t: anchor + F.softshrink(theta - anchor, t),
+                "You shrink each entry by itself. The group moves as one: look at the length of theta - anchor.",
+            ),
+            "squared distance": (
+                lambda theta, anchor, t: (theta + 2 * t * anchor) / (1 + 2 * t),
+                "That minimises with the square of the distance, as EWC has it. It never arrives at the anchor.",
+            ),
+            "towards zero": (
+                lambda theta, anchor, t: _proximal(theta, torch.zeros_like(theta), t),
+                "That pulls towards zero, as group Lasso does. Here the pull is towards the anchor.",
+            ),
+        },
+    )
+    return "It reaches its anchor in finitely many steps, which no gradient of a smooth penalty does."
