@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import json
 import math
+import os
 import sys
-from collections.abc import Sequence
+import types
+import typing
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+FAILED = 1
+"""Exit code of what went wrong without being asked for wrongly: no memory left, a disk that is full."""
 WRONG = 2
 """Exit code of a wrong argument."""
 INTERRUPTED = 130
@@ -34,16 +40,58 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code: 0, 2 for a wrong argument (one line on stderr says which), 130 after Ctrl-C."""
+    """Run a command and return its exit code.
+
+    0; 2 for a wrong argument and 1 for what fails otherwise, each with one line on stderr; 130 after Ctrl-C.
+    """
     try:
         arguments = _parser().parse_args(argv)
-        return int(arguments.command(arguments))
+        code = int(arguments.command(arguments))
+        sys.stdout.flush()
+        return code
+    except SystemExit as done:  # --help and --version have printed what was asked for
+        return int(done.code or 0)
+    except BrokenPipeError:  # nobody reads on, as after `minicl methods | head -1`
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        print(f"minicl: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return WRONG
+        return _report(error, WRONG)
+    except (RuntimeError, MemoryError) as error:
+        return _report(error, FAILED)
     except KeyboardInterrupt:
         print("minicl: interrupted; what was finished before stays as it is", file=sys.stderr)
         return INTERRUPTED
+
+
+def _report(error: Exception, code: int) -> int:
+    print(f"minicl: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+    return code
+
+
+def _whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """Reads a whole number, and says which ones there are."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}; allowed: whole numbers from {least} to {most}")
+        return number
+
+    return read
+
+
+def _rate(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: numbers above 0, such as 0.01")
+    return number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,8 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("stream", metavar="STREAM", help="KIND-DATASET, such as split-digits; see: minicl streams")
     stream = run.add_argument_group("the stream")
     stream.add_argument("--scenario", default="task", help="task, domain or class (default: task)")
-    stream.add_argument("--tasks", type=int, metavar="N", help="number of tasks (default: the stream's own)")
-    stream.add_argument("--n-train", type=int, metavar="N", help="at most so many training samples a task")
+    stream.add_argument("--tasks", type=_whole(1), metavar="N", help="number of tasks (default: the stream's own)")
+    stream.add_argument("--n-train", type=_whole(1), metavar="N", help="at most so many training samples a task")
     stream.add_argument("--root", metavar="FOLDER", help="where torchvision's data sets are, or go")
     stream.add_argument("--download", action="store_true", help="let torchvision fetch what is missing there")
     network = run.add_argument_group("the network")
@@ -75,12 +123,16 @@ def _parser() -> argparse.ArgumentParser:
         help="a hyperparameter of the method, its value as JSON; may be given again",
     )
     training = run.add_argument_group("training")
-    training.add_argument("--epochs", type=int, default=10, metavar="N", help="passes over each task (default: 10)")
-    training.add_argument("--batch-size", type=int, default=32, metavar="N", help="samples a step (default: 32)")
+    training.add_argument(
+        "--epochs", type=_whole(1), default=10, metavar="N", help="passes over each task (default: 10)"
+    )
+    training.add_argument("--batch-size", type=_whole(1), default=32, metavar="N", help="samples a step (default: 32)")
     training.add_argument("--optimizer", default="sgd", help=f"{', '.join(OPTIMIZERS)} (default: sgd)")
-    training.add_argument("--lr", type=float, metavar="RATE", help="learning rate (default: the optimiser's)")
-    training.add_argument("--patience", type=int, metavar="N", help="stop early, by validation accuracy")
-    training.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    training.add_argument("--lr", type=_rate, metavar="RATE", help="learning rate (default: the optimiser's)")
+    training.add_argument("--patience", type=_whole(1), metavar="N", help="stop early, by validation accuracy")
+    training.add_argument(
+        "--seed", type=_whole(0, 2**32 - 1), default=0, metavar="N", help="of everything random (default: 0)"
+    )
     training.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
     output = run.add_argument_group("output")
     output.add_argument("--out", metavar="FILE", help="write the result there, as JSON")
@@ -114,14 +166,20 @@ def _run(given: argparse.Namespace) -> int:
     import minicl
 
     from . import files
+    from .tasks import check_scenario
     from .training import check_device
 
     method = _one_of("method", given.method, minicl.METHODS)
     hyperparameters = _hyperparameters(given.method, method, given.set)
     optimizer, settings, lr = _one_of("optimizer", given.optimizer, OPTIMIZERS)
     lr = lr if given.lr is None else given.lr
-    if not 0 < lr < math.inf:
-        raise ValueError(f"--lr is {lr}; allowed: numbers above 0")
+    check_scenario(given.scenario)
+    if method.needs_task_id and given.scenario != "task":
+        raise ValueError(
+            f"{given.method} must be told the task id at test time, and scenario {given.scenario!r} gives none; "
+            "allowed: --scenario task"
+        )
+    network = None if given.network is None else _layers(given.network)
     check_device(given.device)
     if given.out is not None:
         files.check_writable(given.out)  # now, and not after an hour of training
@@ -133,8 +191,11 @@ def _run(given: argparse.Namespace) -> int:
     if dataset not in minicl.DATASETS:
         known = ", ".join(f"{kind}-{name}" for name in minicl.DATASETS)
         raise ValueError(f"unknown stream {given.stream!r}; allowed: {known}")
-    stream = make_stream(dataset, scenario=given.scenario, seed=given.seed, **options)
-    backbone = _network(given.network, tuple(stream[0].example.shape[1:]))
+    if given.root is None and dataset != "digits":
+        raise ValueError(f"{dataset} is read from a folder: name it with --root FOLDER, and add --download to fetch it")
+    with contextlib.redirect_stdout(sys.stderr):  # what a download says of itself is no part of the result
+        stream = make_stream(dataset, scenario=given.scenario, seed=given.seed, **options)
+    backbone = _network(network, tuple(stream[0].example.shape[1:]))
     result = minicl.run(
         method(backbone, **hyperparameters),
         stream,
@@ -146,10 +207,14 @@ def _run(given: argparse.Namespace) -> int:
         device=given.device,
         progress=False if given.quiet or given.json else None,
     )
+    failed = None
     if given.out is not None:
-        result.save(given.out)
-    print(json.dumps(_for_programs(result)) if given.json else _for_people(result, given.out))
-    return 0
+        try:
+            result.save(given.out)
+        except OSError as error:  # the disk filled up meanwhile: the numbers are still printed
+            failed = error
+    print(json.dumps(_for_programs(result)) if given.json else _for_people(result, None if failed else given.out))
+    return _report(failed, FAILED) if failed else 0
 
 
 def _one_of(what: str, name: str, allowed: Any, said: str | None = None, suffix: str = "") -> Any:
@@ -162,7 +227,11 @@ def _hyperparameters(name: str, method: Any, pairs: Sequence[str]) -> dict[str, 
     from .learner import accepted_hyperparameters
 
     accepted = accepted_hyperparameters(method)
-    values = {}
+    values: dict[str, Any] = {}
+    try:
+        hints = typing.get_type_hints(method.__init__)
+    except NameError:  # annotated with names that only a type checker imports
+        hints = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
@@ -174,15 +243,35 @@ def _hyperparameters(name: str, method: Any, pairs: Sequence[str]) -> dict[str, 
             values[key] = json.loads(value)
         except ValueError:
             values[key] = value  # a word, such as mode=online, need not be quoted
+        if not _fits(values[key], hints.get(key, Any)):
+            kind = accepted[key].annotation
+            raise ValueError(f"{key} is {values[key]!r}; allowed: {getattr(kind, '__name__', kind)}")
+    missing = [key for key, p in accepted.items() if p.default is p.empty and key not in values]
+    if missing:
+        raise ValueError(f"{name} cannot do without {', '.join(missing)}; give it with --set {missing[0]}=VALUE")
     return values
 
 
-def _network(spec: str | None, shape: tuple[int, ...]) -> Any:
-    """A backbone from words: "mlp:256,256" or "cnn:16,32", for inputs of this shape."""
-    import minicl
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value that JSON can hold is of an annotated type; what cannot be judged, fits."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if isinstance(origin, type) and issubclass(list, origin) and isinstance(value, list):  # list[...], Sequence[...]
+        return all(_fits(item, inner[0]) for item in value) if inner else True
+    if hint is None or hint is type(None):
+        return value is None
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    return origin is None or isinstance(value, (list, dict))
 
-    if spec is None:
-        spec = "cnn:16,32,64" if len(shape) == 3 and shape[0] > 1 else "mlp:256,256"
+
+def _layers(spec: str) -> tuple[str, list[int]]:
+    """Kind and sizes from words: "mlp:256,256" or "cnn:16,32"."""
     kind, _, sizes = spec.partition(":")
     try:
         widths = [int(size) for size in sizes.split(",")]
@@ -190,22 +279,33 @@ def _network(spec: str | None, shape: tuple[int, ...]) -> Any:
         widths = []
     if kind not in ("mlp", "cnn") or not widths or min(widths) < 1:
         raise ValueError(f"--network is {spec!r}; allowed: mlp:WIDTH,WIDTH,... or cnn:CHANNELS,CHANNELS,...")
+    return kind, widths
+
+
+def _network(layers: tuple[str, list[int]] | None, shape: tuple[int, ...]) -> Any:
+    """A backbone for inputs of this shape; convolutions by default for colour images."""
+    import minicl
+
+    colour = len(shape) == 3 and shape[0] > 1
+    kind, widths = layers or (("cnn", [16, 32, 64]) if colour else ("mlp", [256, 256]))
     return minicl.mlp(math.prod(shape), *widths) if kind == "mlp" else minicl.cnn(shape[0], *widths)
 
 
 def _methods(given: argparse.Namespace) -> int:
     import minicl
 
+    from . import files
     from .learner import accepted_hyperparameters
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": name,
             "class": method.__name__,
             "needs_task_id": method.needs_task_id,
             "what": (inspect.getdoc(method) or "").split("\n\n")[0].replace("\n", " "),
             "hyperparameters": {
-                key: None if p.default is p.empty else p.default for key, p in accepted_hyperparameters(method).items()
+                key: None if p.default is p.empty else files.jsonable(p.default)
+                for key, p in accepted_hyperparameters(method).items()
             },
         }
         for name, method in minicl.METHODS.items()

@@ -93,14 +93,24 @@ def check_writable(path: str | Path) -> None:
         raise FileNotFoundError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"cannot write {str(path)!r}: the folder {str(path.parent)!r} is read-only")
+    os.unlink(_temporary(path))  # trying is the only proof: the superuser may write to /proc, and yet cannot
+
+
+def _temporary(path: Path) -> str:
+    """A new, empty file beside `path`."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise type(error)(f"cannot write {str(path)!r}: {error.strerror}") from error
+    os.close(handle)
+    return name
 
 
 def atomically(path: str | Path, write: Callable[[str], Any]) -> None:
     """Let `write` fill a temporary file beside `path` and rename it: what was there is replaced whole or not at all."""
     check_writable(path)
     path = Path(path).resolve()  # a link stays a link to what is replaced
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
+    temporary = _temporary(path)
     try:
         write(temporary)
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's own mode is for secrets

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,9 +19,9 @@ from minicl.cli import main
 QUICK = ["--tasks", "2", "--epochs", "1", "--n-train", "40", "--network", "mlp:8"]
 
 
-def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+def refused(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> str:
     """The one line that a wrong argument gets."""
-    assert main(argv) == 2
+    assert main(argv) == code
     output, errors = capsys.readouterr()
     assert output == ""
     assert errors.startswith("minicl: error: ")
@@ -95,13 +98,13 @@ def test_optimizers_by_name(optimizer: str, capsys: pytest.CaptureFixture[str]):
         (["run", "finetune", "split"], ["'split'", "split-digits"]),
         (["run", "finetune", "split-digits", "--scenario", "online"], ["'online'", "task, domain, class"]),
         (["run", "finetune", "split-digits", "--tasks", "3"], ["10 classes", "3 equal tasks", "1, 2, 5, 10"]),
-        (["run", "finetune", "split-digits", "--tasks", "0"], ["n_tasks is 0"]),
-        (["run", "finetune", "split-digits", "--epochs", "0"], ["epochs is 0", "from 1 up"]),
+        (["run", "finetune", "split-digits", "--tasks", "0"], ["--tasks", "'0'", "from 1"]),
+        (["run", "finetune", "split-digits", "--epochs", "0"], ["--epochs", "'0'", "from 1"]),
         (["run", "finetune", "split-digits", "--epochs", "two"], ["--epochs", "'two'"]),
-        (["run", "finetune", "split-digits", "--batch-size", "-4"], ["batch_size is -4"]),
-        (["run", "finetune", "split-digits", "--seed", "-1"], ["seed is -1"]),
-        (["run", "finetune", "split-digits", "--lr", "0"], ["--lr is 0"]),
-        (["run", "finetune", "split-digits", "--lr", "nan"], ["--lr is nan"]),
+        (["run", "finetune", "split-digits", "--batch-size", "-4"], ["--batch-size", "'-4'", "from 1"]),
+        (["run", "finetune", "split-digits", "--seed", "-1"], ["--seed", "'-1'", "from 0"]),
+        (["run", "finetune", "split-digits", "--lr", "0"], ["--lr", "'0'", "above 0"]),
+        (["run", "finetune", "split-digits", "--lr", "nan"], ["--lr", "'nan'", "above 0"]),
         (["run", "finetune", "split-digits", "--optimizer", "sdg"], ["'sdg'", "sgd, momentum, adam"]),
         (["run", "finetune", "split-digits", "--device", "cuda:7"], ["'cuda:7'", "cpu"]),
         (["run", "finetune", "split-digits", "--device", "abacus"], ["'abacus'", "cpu"]),
@@ -111,8 +114,14 @@ def test_optimizers_by_name(optimizer: str, capsys: pytest.CaptureFixture[str]):
         (["run", "packnet", "split-digits", "--set", "keep=3"], ["packnet", "'keep'", "keep_ratio"]),
         (["run", "packnet", "split-digits", "--set", "keep_ratio"], ["NAME=VALUE"]),
         (["run", "packnet", "split-digits", "--set", "keep_ratio=2"], ["keep_ratio is 2"]),
-        (["run", "packnet", "split-digits", "--scenario", "class"], ["PackNet", "task id", "'class'"]),
-        (["run", "finetune", "split-mnist"], ["'mnist'", "root"]),
+        (["run", "hat", "split-digits", "--set", "s_max=many"], ["s_max", "'many'", "float"]),
+        (["run", "hat", "split-digits", "--set", "binary=1"], ["binary", "1", "bool"]),
+        (["run", "packnet", "split-digits", "--scenario", "class"], ["packnet", "task id", "'class'"]),
+        (["run", "finetune", "split-digits", "--batch-size", "9" * 30], ["--batch-size", "9" * 30, "2147483647"]),
+        (["run", "finetune", "split-digits", "--n-train", "0"], ["--n-train", "from 1"]),
+        (["run", "finetune", "split-digits", "--patience", "0"], ["--patience", "from 1"]),
+        (["run", "finetune", "split-digits", "--lr", "fast"], ["--lr", "'fast'", "above 0"]),
+        (["run", "finetune", "split-mnist"], ["mnist", "--root", "--download"]),
         (["run", "finetune"], ["STREAM"]),
         (["run", "finetune", "split-digits", "--epoch-count", "3"], ["--epoch-count"]),
         (["learn"], ["'learn'"]),
@@ -131,7 +140,7 @@ def test_a_missing_data_set_names_the_command_that_fetches_it(tmp_path: Path, ca
     assert "--download" in line
 
 
-@pytest.mark.parametrize("place", ["no/such/folder/result.json", "."])
+@pytest.mark.parametrize("place", ["no/such/folder/result.json", ".", "x" * 300])
 def test_an_unwritable_output_is_refused_before_training(place: str, tmp_path: Path, monkeypatch, capsys):
     def train(*_: object, **__: object) -> None:
         pytest.fail("training began although its result cannot be written")
@@ -139,6 +148,112 @@ def test_an_unwritable_output_is_refused_before_training(place: str, tmp_path: P
     monkeypatch.setattr(minicl, "run", train)
     line = refused(capsys, "run", "finetune", "split-digits", "--out", str(tmp_path / place))
     assert str(tmp_path) in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="this system has no /proc")
+def test_an_output_that_not_even_the_superuser_can_write_is_refused(capsys: pytest.CaptureFixture[str]):
+    assert "'/proc/result.json'" in refused(capsys, "run", "finetune", "split-digits", "--out", "/proc/result.json")
+
+
+def test_what_is_wrong_is_said_before_data_are_fetched(monkeypatch: pytest.MonkeyPatch, capsys):
+    def fetch(*_: object, **__: object) -> None:
+        pytest.fail("data were fetched for a run that cannot begin")
+
+    monkeypatch.setitem(minicl.STREAMS, "split", fetch)
+    start = ["run", "packnet", "split-mnist", "--root", "data", "--download"]
+    for wrong in (
+        ["--scenario", "class"],
+        ["--scenario", "online"],
+        ["--set", "keep=1"],
+        ["--network", "mlp:0"],
+        ["--device", "abacus"],
+        ["--out", "no/such/folder/result.json"],
+    ):
+        refused(capsys, *start, *wrong)
+
+
+def test_what_a_download_says_is_no_part_of_the_result(monkeypatch: pytest.MonkeyPatch, capsys):
+    def talking(*argv: object, **settings: object) -> minicl.TaskStream:
+        print("downloading ... 100%")
+        return minicl.split(*argv, **settings)
+
+    monkeypatch.setitem(minicl.STREAMS, "split", talking)
+    assert main(["run", "finetune", "split-digits", "--json", *QUICK]) == 0
+    output, errors = capsys.readouterr()
+    assert json.loads(output)["method"] == "FineTune"
+    assert "downloading" in errors
+
+
+def test_a_disk_that_is_full_in_the_end_loses_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(minicl.Result, "save", full)
+    assert main(["run", "finetune", "split-digits", "--out", str(tmp_path / "result.json"), *QUICK]) == 1
+    output, errors = capsys.readouterr()
+    assert "average accuracy (ACC)" in output
+    assert "written to" not in output
+    assert errors == "minicl: error: no space left on device\n"
+
+
+def test_too_little_memory_is_one_line(capsys: pytest.CaptureFixture[str]):
+    refused(capsys, "run", "finetune", "split-digits", "--network", f"mlp:{10**12}", code=1)
+
+
+class Odd(minicl.Learner):
+    """Takes what the command line must tell apart."""
+
+    def __init__(
+        self,
+        backbone: object,
+        needed: float,
+        shape: Literal["round", "flat"] = "flat",
+        ratios: float | Sequence[float] | None = 0.5,
+        activation: Callable[[float], float] = abs,
+    ) -> None:
+        super().__init__(backbone, needed=needed, shape=shape, ratios=ratios)  # type: ignore[arg-type]
+
+
+def test_hyperparameters_are_checked_against_their_annotations(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setitem(minicl.METHODS, "odd", Odd)
+
+    def given(*pairs: str) -> list[str]:
+        return ["run", "odd", "split-digits", "--json", *QUICK, *(word for pair in pairs for word in ("--set", pair))]
+
+    assert "--set needed=VALUE" in refused(capsys, *given())
+    for wrong in ("needed=true", "needed=[1]", "needed=", "shape=oval", "ratios=[1,null]", "activation=abs"):
+        assert wrong.partition("=")[0] in refused(capsys, *given("needed=1", wrong))
+    for right, value in (
+        ("shape=round", "round"),
+        ("ratios=[0.5, 1]", [0.5, 1]),
+        ("ratios=null", None),
+        ("needed=2", 2),
+    ):
+        assert main(given("needed=1", right)) == 0
+        assert json.loads(capsys.readouterr().out)["hyperparameters"][right.partition("=")[0]] == value
+    assert main(["methods", "--json"]) == 0  # a default that JSON cannot hold does no harm
+    assert json.loads(capsys.readouterr().out)[-1]["hyperparameters"]["shape"] == "flat"
+
+
+def test_help_and_version_return(capsys: pytest.CaptureFixture[str]):
+    assert main(["--help"]) == 0
+    assert "methods" in capsys.readouterr().out
+    assert main(["run", "--help"]) == 0
+    assert "--scenario" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("minicl ")
+
+
+def test_a_reader_who_leaves_early_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys):
+    class Closed(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Closed())
+        assert main(["streams"]) == 1
+    assert capsys.readouterr().err == ""
 
 
 def test_a_loss_that_becomes_nan_is_one_line_and_leaves_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
