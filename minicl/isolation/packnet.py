@@ -247,8 +247,7 @@ class PackNet(Learner):
         self.claim_free_weights(task)  # theta * (1 - m^(1:t)) may move, the rest may not
         fit()
         self.prune(self.smallest_share(task) if self.keep_ratio == "auto" else self.keep_ratio)
-        if self.retrain_epochs != 0:
-            fit(epochs=self.retrain_epochs)
+        self.retrain(fit)
         self.freeze()  # m^(1:t+1) = m^(1:t) OR m^(t+1)
 
     def claim_free_weights(self, task: Task) -> None:
@@ -286,6 +285,13 @@ class PackNet(Learner):
             stays = total_mask([~free, self._kept[layer]])  # m^(1:t) OR m^(t+1)
             weight.sub_(trainable(weight, stays))
             self._frozen.hold(weight, ~self._kept[layer])
+
+    def retrain(self, fit: Fit) -> None:
+        """Train what was kept for `retrain_epochs`: None means for as many epochs as `fit` takes by itself."""
+        if self.retrain_epochs is None:
+            fit()
+        elif self.retrain_epochs > 0:
+            fit(epochs=self.retrain_epochs)
 
     @torch.no_grad()
     def freeze(self) -> None:

@@ -495,11 +495,13 @@ def test_train_prune_retrain_freeze() -> None:
 
 
 def test_retraining_can_be_left_out_or_be_as_long_as_training() -> None:
-    for retrain_epochs, expected in ((0, [None]), (None, [None, None]), (2, [None, 2])):
-        calls: list[int | None] = []
-        PackNet(minicl.mlp(8, 5), retrain_epochs=retrain_epochs).learn(
-            task(0), lambda epochs=None, calls=calls: calls.append(epochs)
-        )
+    for retrain_epochs, expected in ((0, [7]), (None, [7, 7]), (2, [7, 2])):
+        calls: list[int] = []
+
+        def fit(epochs: int = 7, calls: list[int] = calls) -> None:  # it must never be told None
+            calls.append(epochs)
+
+        PackNet(minicl.mlp(8, 5), retrain_epochs=retrain_epochs).learn(task(0), fit)
         assert calls == expected
 
 
