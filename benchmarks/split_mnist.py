@@ -159,11 +159,20 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
+
+    def place(method: str, scenario: str, seed: int) -> Path:
+        return arguments.out / f"{method.replace(' ', '-')}-{scenario}-{seed}-{arguments.epochs}.json"
+
+    stored = files.read_json(arguments.results) if arguments.results.exists() else {"epochs": None, "runs": []}
+    if stored["epochs"] == arguments.epochs:  # what has been gathered before need not be run again
+        for run in stored["runs"]:
+            if not (path := place(run["method"], run["scenario"], run["seed"])).exists():
+                files.write_json(path, run)
     data: tuple[Samples, Samples] | None = None
     for seed in range(arguments.seeds):
         for method in arguments.methods:
             for scenario in arguments.scenarios:
-                path = arguments.out / f"{method.replace(' ', '-')}-{scenario}-{seed}-{arguments.epochs}.json"
+                path = place(method, scenario, seed)
                 if not path.exists():
                     data = data or mnist(arguments.root)
                     files.write_json(path, one_run(method, scenario, seed, data, arguments.epochs))
