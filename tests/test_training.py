@@ -419,6 +419,17 @@ def test_early_stopping_goes_back_to_the_best_epoch(patience: int, lr: float) ->
     assert result.accuracy[0, 0] == result.learning_curves[0][best + 1]
 
 
+def test_an_epoch_that_is_only_as_good_is_no_better() -> None:
+    task = of_size(6)
+    learner = FineTune(minicl.mlp(4, 3))
+    spy = Spy(learner, task)
+    run(learner, [task], epochs=9, optimizer=partial(torch.optim.SGD, lr=1e-5), schedule=spy, patience=3)
+    assert len(set(spy.valid)) == 1
+    assert len(spy.valid) == 1 + 3
+    assert equal(state(learner), spy.states[0])
+    assert not equal(state(learner), spy.states[-1])
+
+
 # ---- schedules and optimisers ----------------------------------------------------------------------------------------
 
 
