@@ -42,7 +42,8 @@ def keep_mask(
 
     The paper's pruned share is p = 1 - keep_ratio. Of the n weights in question, the round(p n) smallest in absolute
     value are released. So where p n rounds to 0, nothing is; and exactly n - round(p n) are kept, for of weights that
-    tie at the cutoff the first ones (row by row) stay. (The authors release all that tie.)
+    tie at the cutoff the first ones (row by row) stay. (The authors release all that tie.) Only a cutoff of zero
+    releases all that tie at it, as theirs does: a weight of zero holds nothing, unless there is no other.
 
     Args:
         weight: of one layer.
@@ -65,7 +66,7 @@ def keep_mask(
     cutoff = (size[among] if n < size.numel() else size.flatten()).kthvalue(released).values
     keep = among & (size > cutoff)
     ties = n - released - int(keep.sum())
-    if ties > 0:
+    if ties > 0 and (cutoff > 0 or not keep.any()):
         keep[tuple((among & (size == cutoff)).nonzero()[:ties].T)] = True
     return keep
 
@@ -169,7 +170,7 @@ class PackNet(Learner):
     Everything else in the backbone (biases, norms, embeddings, recurrent layers) is trained with the first task and
     frozen after it. Heads are not pruned.
 
-    Departures from the authors' code: exactly the stated share is kept where weights tie (see `keep_mask`); attention's
+    Departures from the authors' code: the stated share is kept where weights tie (see `keep_mask`); attention's
     input projections, which their networks do not have, are pruned as three stacked linear layers; what an optimiser
     did to a frozen weight is undone, so that momentum, Adam and weight decay may be used.
 

@@ -35,10 +35,13 @@ SGD, Adam, AdamW, RMSprop = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 
 
 def slow_keep(weights: list[float], keep_ratio: float, among: list[bool]) -> list[bool]:
-    """Sort the candidates by size; of equals, the first in the row counts as the larger."""
+    """Sort the candidates by size; of equals, the first in the row counts as the larger; zeros go, unless all are."""
     candidates = [i for i, chosen in enumerate(among) if chosen]
     ordered = sorted(candidates, key=lambda i: (abs(weights[i]), -i))
-    released = set(ordered[: round((1 - keep_ratio) * len(candidates))])
+    n_released = round((1 - keep_ratio) * len(candidates))
+    released = set(ordered[:n_released])
+    if n_released and any(weights[i] for i in candidates if i not in released):
+        released |= {i for i in candidates if weights[i] == 0}
     return [chosen and i not in released for i, chosen in enumerate(among)]
 
 
@@ -77,6 +80,14 @@ def test_ties_at_the_cutoff_are_broken_by_place_and_leave_the_exact_share() -> N
     weight = torch.full((10,), 0.5)
     assert keep_mask(weight, 0.3).tolist() == [True] * 3 + [False] * 7
     assert torch.equal(keep_mask(-weight, 0.3), keep_mask(weight, 0.3))
+
+
+def test_weights_of_zero_are_not_claimed_unless_there_is_nothing_else() -> None:
+    weight = torch.tensor([0.0, 0.0, 3.0, -0.0, 0.0, 0.0, -2.0, 0.0])
+    assert keep_mask(weight, 0.75).nonzero().flatten().tolist() == [2, 6]  # not four zeros besides
+    assert keep_mask(weight, 0.125).nonzero().flatten().tolist() == [2]
+    assert keep_mask(weight, 1.0).all()
+    assert keep_mask(torch.zeros(8), 0.75).sum() == 6
 
 
 def test_keep_mask_leaves_its_arguments_alone() -> None:
