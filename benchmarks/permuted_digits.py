@@ -36,6 +36,14 @@ METHODS: dict[str, tuple[Callable[[], minicl.Learner], dict[str, Any]]] = {
     # Adam with lr 0.001, 0.002, 0.003 and 0.005: validation 95.4, 95.9, 95.8 and 95.7 % (Eq. 1), 94.8, 95.4, 95.7 and
     # 95.4 % (Eq. 2); SGD with momentum 0.9 and lr 0.05: 94.6 %; plain SGD with lr 0.1: 92.4 %.
     "pnn": (each(minicl.PNN), {"optimizer": partial(torch.optim.Adam, lr=0.002)}),
+    # Found by hat_search.py: validation 96.1 %, against 93.5 % with a constant learning rate.
+    "hat": (
+        each(minicl.HAT, s_max=1000.0, c=1.0),
+        {
+            "optimizer": partial(SGD, lr=0.1, momentum=0.9),
+            "schedule": partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=EPOCHS),
+        },
+    ),
     # Found by packnet_search.py: three epochs of training, two of re-training; each task keeps a tenth of the weights.
     "packnet": (
         each(minicl.PackNet, keep_ratio=[1 / (TASKS - k) for k in range(TASKS)], retrain_epochs=2),
