@@ -1,0 +1,228 @@
+"""The exercises of the chapter "Hard Attention to the Task"."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import permuted
+from ..isolation import hat
+from ..isolation.hat import HAT
+from ..training import evaluate
+from . import Hint, array, call, compare, exercise
+
+
+def _s(b: int, B: int, s_max: float) -> float:
+    return 1 / s_max + (s_max - 1 / s_max) * (b - 1) / (B - 1)
+
+
+@exercise("hat-1")
+def temperature(answer: Any) -> str:
+    """The temperature of batch b of B (b from 1) as a function of b, B and s_max: a number."""
+    cases = [(1, 10, 400.0), (10, 10, 400.0), (4, 9, 50.0), (2, 5, 8.0), (3, 3, 2.0)]
+    compare(
+        answer,
+        lambda b, B, s_max: hat.temperature((b - 1) / (B - 1), s_max),
+        cases,
+        mistakes={
+            "s instead of the temperature": (_s, "You return s. The temperature is one over it."),
+            "counted from 0": (
+                lambda b, B, s_max: 1 / (1 / s_max + (s_max - 1 / s_max) * b / (B - 1)),
+                "The first batch has b = 1 and must get s = 1/s_max. Yours is one batch ahead.",
+            ),
+            "divided by B": (
+                lambda b, B, s_max: 1 / (1 / s_max + (s_max - 1 / s_max) * (b - 1) / B),
+                "The last batch must reach s_max. B batches have B - 1 steps between them.",
+            ),
+            "a straight line of temperatures": (
+                lambda b, B, s_max: s_max + (1 / s_max - s_max) * (b - 1) / (B - 1),
+                "Your temperature falls in a straight line. It is s that rises in one.",
+            ),
+            "turned round": (
+                lambda b, B, s_max: 1 / _s(B + 1 - b, B, s_max),
+                "Your gates get softer through the epoch. At which end should they be hard?",
+            ),
+        },
+    )
+    return (
+        "Counted from 0, the first batch would get s = 1/s_max - (s_max - 1/s_max)/(B - 1): negative, "
+        "and every gate would stand the wrong way round."
+    )
+
+
+@exercise("hat-2")
+def bracket(answer: Any) -> str:
+    """The bracket of HAT's gradient rule from mask_out, shape (n_out,), and mask_in, shape (n_in,): (n_out, n_in)."""
+    cases = [(torch.rand(4), torch.rand(3)), (torch.rand(2), torch.rand(5)), (torch.ones(3), torch.rand(3).round())]
+
+    def outer(out: Tensor, into: Tensor) -> tuple[Tensor, Tensor]:
+        return out[:, None], into[None, :]
+
+    compare(
+        answer,
+        hat.protect_weight,
+        cases,
+        mistakes={
+            "maximum": (
+                lambda out, into: 1 - torch.maximum(*outer(out, into)),
+                "You lock a weight as soon as one of its two units is claimed. Whom would a weight harm that leads "
+                "into a free unit?",
+            ),
+            "not subtracted from 1": (
+                lambda out, into: torch.minimum(*outer(out, into)),
+                "Yours is 1 where both units are claimed. The bracket scales the gradient: what should it be there?",
+            ),
+            "product": (
+                lambda out, into: 1 - outer(out, into)[0] * outer(out, into)[1],
+                "For masks of 0 and 1 a product is right. For soft ones the paper takes the minimum, which is larger.",
+            ),
+            "the output mask alone": (
+                lambda out, into: (1 - out[:, None]).expand(len(out), len(into)),
+                "That is the rule for the first layer and for biases. Here the unit below counts too.",
+            ),
+        },
+    )
+    return "A weight from a free unit into a claimed one may move: the claimed unit's task never opens that free unit."
+
+
+@exercise("hat-3")
+def spread(answer: Any) -> str:
+    """A channel mask, shape (C,), repeated for the n_in inputs behind a flatten: a function of mask, n_in: (n_in,)."""
+    cases = [(torch.rand(3), 12), (torch.rand(5), 20), (torch.rand(4), 4), (torch.rand(2), 18)]
+    compare(
+        answer,
+        lambda mask, n_in: mask.repeat_interleave(n_in // len(mask)),
+        cases,
+        mistakes={
+            "repeated as a whole": (
+                lambda mask, n_in: mask.repeat(n_in // len(mask)),
+                "You repeat the whole mask: channel 0, 1, 2, 0, 1, 2 ... In which order does nn.Flatten lay out a map?",
+            ),
+            "padded": (
+                lambda mask, n_in: torch.cat([mask, torch.zeros(n_in - len(mask))]),
+                "Only the first C inputs get a mask. Each channel has as many inputs as its map has positions.",
+            ),
+        },
+    )
+    return "The positions of one channel are neighbours."
+
+
+@exercise("hat-4")
+def compensated(answer: Any) -> str:
+    """The compensated gradient of a score from g (of its gate), e and s_max, without s: a tensor of the shape of e."""
+    cases = [(torch.randn(6), torch.randn(6), s_max) for s_max in (400.0, 7.0)]
+
+    def slope(x: Tensor) -> Tensor:
+        return torch.sigmoid(x) * (1 - torch.sigmoid(x))
+
+    compare(
+        answer,
+        lambda g, e, s_max: g * s_max * slope(e),
+        cases,
+        mistakes={
+            "s_max left out": (
+                lambda g, e, s_max: g * slope(e),
+                "The slope is right. One factor is still missing, and it does not depend on e.",
+            ),
+            "the slope at s_max": (
+                lambda g, e, s_max: g * s_max * slope(s_max * e),
+                "That is the gradient at s = s_max without any compensation. What becomes of cosh(s e) + 1?",
+            ),
+            "twice": (
+                lambda g, e, s_max: 2 * g * s_max * slope(e),
+                "Twice what it should be: 1/(cosh x + 1) is two times the slope of the sigmoid, not the slope.",
+            ),
+        },
+    )
+    return "Whatever the temperature, a score feels the slope of a soft sigmoid: that is what compensation is for."
+
+
+@exercise("hat-5")
+def count(answer: Any) -> str:
+    """Units that the last task claimed anew, units used by two tasks or more, free units, from masks (tasks, units)."""
+    cases = [(torch.rand(n, 12) < 0.35,) for n in (2, 3, 4, 5)]
+
+    def of(masks: Tensor, new: Tensor) -> list[int]:
+        users = masks.sum(0)
+        return [int(new.sum()), int((users > 1).sum()), int((users == 0).sum())]
+
+    def shown(masks: Tensor) -> Any:
+        return array(call(answer, masks), (3,), "What your function returns")
+
+    compare(
+        shown if callable(answer) else answer,
+        lambda masks: of(masks, masks[-1] & ~masks[:-1].any(0)),
+        cases,
+        mistakes={
+            "all that the last task uses": (
+                lambda masks: of(masks, masks[-1]),
+                "Your first number counts every unit that the last task uses. Some were claimed before it.",
+            ),
+            "exactly two": (
+                lambda masks: [
+                    int((masks[-1] & ~masks[:-1].any(0)).sum()),
+                    int((masks.sum(0) == 2).sum()),
+                    int((masks.sum(0) == 0).sum()),
+                ],
+                "Your second number leaves out units that three tasks share.",
+            ),
+            "free for the last task": (
+                lambda masks: [*of(masks, masks[-1] & ~masks[:-1].any(0))[:2], int((~masks[-1]).sum())],
+                "Your third number counts units that the last task leaves alone. Others may have claimed them.",
+            ),
+        },
+    )
+    return "What is shared was claimed once and paid for once."
+
+
+@exercise("hat-6")
+def gate(answer: Any) -> str:
+    """A gate that cannot leak: a function of h, shape (batch, units), and a bool mask, shape (units,): like h."""
+    for _ in range(4):
+        h, mask = torch.randn(3, 8), torch.rand(8) < 0.5
+        mask[:2] = torch.tensor([True, False])
+        clean = torch.where(mask, h, 0.0)
+        result = array(call(answer, h.clone(), mask.clone()), (3, 8), "What your gate returns")
+        if not torch.allclose(torch.as_tensor(result).float(), clean):
+            if torch.allclose(torch.as_tensor(result).float(), h - clean):
+                raise Hint("Your gate is open where the mask is False.", mistake="turned round")
+            raise Hint("With ordinary numbers it should be h where the mask is True, and 0 elsewhere.")
+        for bad in (math.nan, math.inf):
+            h[:, ~mask] = bad
+            try:
+                result = array(call(answer, h.clone(), mask.clone()), (3, 8), "What your gate returns")
+            except Hint as hint:
+                raise Hint(
+                    "With NaN or infinity in a closed unit, the result is not finite. Zero times NaN is NaN, and so "
+                    "is zero times infinity: do not multiply, choose.",
+                    mistake="it multiplies",
+                ) from hint
+            if not torch.allclose(torch.as_tensor(result).float(), clean):
+                raise Hint("With NaN or infinity in a closed unit the result changes.", mistake="it leaks")
+    return "It chooses instead of multiplying."
+
+
+@exercise("hat-7")
+def compress(answer: Any) -> str:
+    """A function of a stream that returns a minicl.HAT trained on its first task, with at most half of its units."""
+    stream = permuted("digits", 1, seed=7)
+    learner = call(answer, stream)
+    if not isinstance(learner, HAT):
+        raise Hint(f"Your function returns a {type(learner).__name__}; it should return the minicl.HAT.", "no HAT")
+    if stream[0].id not in learner.learned:
+        raise Hint("The learner has not learned the first task of the stream.", mistake="not trained")
+    layers = learner.capacity()["layers"].values()
+    used = sum(layer["claimed"][stream[0].id] for layer in layers) / sum(layer["units"] for layer in layers)
+    right = evaluate(learner, stream[0], "valid")
+    if right < 0.8:
+        raise Hint(
+            f"It uses {used:.0%} of its units, but is right on only {right:.0%} of the validation pictures. "
+            "Is the price too high, or the training too short?",
+            mistake="too small",
+        )
+    if used > 0.5:
+        raise Hint(f"It is right on {right:.0%}, but uses {used:.0%} of its units. Raise c.", mistake="too large")
+    return f"It uses {used:.0%} of its units and is right on {right:.0%} of the validation pictures."

@@ -1,0 +1,101 @@
+"""Right and wrong answers to the exercises of "Hard Attention to the Task"."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+import minicl
+
+SETTINGS: dict[str, Any] = {
+    "epochs": 3,
+    "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    "schedule": partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=3),
+    "progress": False,
+}
+
+
+def s(b: int, B: int, s_max: float) -> float:
+    return 1 / s_max + (s_max - 1 / s_max) * (b - 1) / (B - 1)
+
+
+def slope(e: Any) -> Any:
+    return torch.sigmoid(e) * torch.sigmoid(-e)
+
+
+def spread(mask: Any, n: int) -> Any:
+    return torch.stack([mask] * (n // len(mask)), dim=1).flatten()
+
+
+def count(masks: Any) -> tuple[int, int, int]:
+    n_tasks, n_units = masks.shape
+    new = shared = free = 0
+    for unit in range(n_units):
+        users = [t for t in range(n_tasks) if masks[t, unit]]
+        new += users == [n_tasks - 1]
+        shared += len(users) >= 2
+        free += not users
+    return new, shared, free
+
+
+def small(stream: Any, c: float = 0.75, epochs: int = 3, width: int = 60) -> minicl.HAT:
+    learner = minicl.HAT(minicl.mlp(64, width, width), c=c, init="uniform")
+    minicl.run(learner, stream[:1], **{**SETTINGS, "epochs": epochs})
+    return learner
+
+
+RIGHT = {
+    "hat-1": [lambda b, B, s_max: 1 / s(b, B, s_max)],
+    "hat-2": [
+        lambda out, into: 1 - torch.minimum(out[:, None], into),
+        lambda out, into: torch.maximum((1 - out)[:, None], 1 - into[None]),
+    ],
+    "hat-3": [spread, lambda mask, n: mask.repeat_interleave(n // len(mask))],
+    "hat-4": [lambda g, e, s_max: s_max * slope(e) * g, lambda g, e, s_max: g * s_max / (2 * (torch.cosh(e) + 1))],
+    "hat-5": [count],
+    "hat-6": [lambda h, mask: torch.where(mask, h, 0.0), lambda h, mask: h.masked_fill(~mask, 0)],
+    "hat-7": [small],
+}
+
+WRONG = {
+    "hat-1": {
+        "s instead of the temperature": s,
+        "counted from 0": lambda b, B, s_max: 1 / s(b + 1, B, s_max),
+        "divided by B": lambda b, B, s_max: 1 / (1 / s_max + (s_max - 1 / s_max) * (b - 1) / B),
+        "a straight line of temperatures": lambda b, B, s_max: s_max - (s_max - 1 / s_max) * (b - 1) / (B - 1),
+        "turned round": lambda b, B, s_max: 1 / s(B - b + 1, B, s_max),
+    },
+    "hat-2": {
+        "maximum": lambda out, into: 1 - torch.maximum(out[:, None], into[None]),
+        "not subtracted from 1": lambda out, into: torch.minimum(out[:, None], into[None]),
+        "product": lambda out, into: 1 - torch.outer(out, into),
+        "the output mask alone": lambda out, into: (1 - out)[:, None] * torch.ones(len(into)),
+    },
+    "hat-3": {
+        "repeated as a whole": lambda mask, n: mask.repeat(n // len(mask)),
+        "padded": lambda mask, n: torch.nn.functional.pad(mask, (0, n - len(mask))),
+    },
+    "hat-4": {
+        "s_max left out": lambda g, e, s_max: g * slope(e),
+        "the slope at s_max": lambda g, e, s_max: g * s_max * slope(s_max * e),
+        "twice": lambda g, e, s_max: g * s_max / (torch.cosh(e) + 1),
+    },
+    "hat-5": {
+        "all that the last task uses": lambda masks: (int(masks[-1].sum()), *count(masks)[1:]),
+        "exactly two": lambda masks: (count(masks)[0], int((masks.sum(0) == 2).sum()), count(masks)[2]),
+        "free for the last task": lambda masks: (*count(masks)[:2], int((~masks[-1]).sum())),
+    },
+    "hat-6": {
+        "it multiplies": lambda h, mask: h * mask,
+        "turned round": lambda h, mask: torch.where(mask, 0.0, h),
+        "it leaks": lambda h, mask: torch.nan_to_num(h * mask, nan=1.0),
+    },
+    "hat-7": {
+        "no HAT": lambda stream: minicl.FineTune(minicl.mlp(64, 8)),
+        "not trained": lambda stream: minicl.HAT(minicl.mlp(64, 8)),
+        "too large": lambda stream: small(stream, c=0.0),
+        "too small": lambda stream: small(stream, c=0.0, epochs=1, width=3),
+    },
+}
