@@ -14,7 +14,7 @@ The strengths are those of the authors' scripts, which differ from scenario to s
 - SI: the same formula; theirs lets importances become negative.
 - MAS: theirs is the mean over outputs, ours the sum, so lam is theirs divided by the final number of outputs; and
   theirs takes the absolute value of a batch's gradient, ours that of each image's, which is larger.
-- LwF: temperature 2; every old head counts as much as the new one.
+- LwF: temperature 2; every old head counts as much as the new one, and is not multiplied by the temperature's square.
 - One optimiser serves all tasks, as there: Adam's moments live on when a task begins.
 """
 
@@ -139,8 +139,8 @@ def table(runs: list[dict[str, Any]]) -> str:
         cells = []
         for scenario in minicl.SCENARIOS:
             found = [100 * r["ACC"] for r in runs if (r["method"], r["scenario"]) == (method, scenario)]
-            spread = statistics.stdev(found) if len(found) > 1 else float("nan")
-            cells.append(f"{statistics.mean(found):.2f} ± {spread:.2f} ({len(found)})" if found else "")
+            spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
+            cells.append(f"{statistics.mean(found):.2f}{spread} ({len(found)})" if found else "not yet run")
             mean, deviation = PUBLISHED[method][scenario]
             cells.append(f"{mean:.2f} ± {deviation:.2f}")
         lines.append(f"| {method} | " + " | ".join(cells) + " |")

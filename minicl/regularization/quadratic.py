@@ -43,9 +43,21 @@ class Spring:
         self.sizes = [t.numel() for t in theta]
         self.anchor = [a.detach().clone() for a in anchor]
         self.stiffness = torch.cat([(2 * strength * o.detach()).flatten() for o in importance])
-        self.pull = torch.empty_like(self.stiffness)  # theta - theta*, written anew in every call
-        self.pulls = [p.view_as(t) for p, t in zip(self.pull.split(self.sizes), theta, strict=True)]
+        # Written anew in every call: fresh memory of this size costs as much as the arithmetic.
+        self.pull, self.force = torch.empty_like(self.stiffness), torch.empty_like(self.stiffness)
+        self.pulls, self.views = self._parts(self.pull), self._parts(self.force)
+        self.calls = 0
         self.forces: dict[int, Tensor] = {}  # what the present backward pass adds to the gradients
+
+    def _parts(self, vector: Tensor) -> list[Tensor]:
+        return [part.view_as(t) for part, t in zip(vector.split(self.sizes), self.theta, strict=True)]
+
+    def pull_at(self, theta: Sequence[Tensor]) -> None:
+        """pull = theta - theta*, force = k pull."""
+        self.calls += 1
+        for pull, t, anchor in zip(self.pulls, theta, self.anchor, strict=True):
+            torch.sub(t, anchor, out=pull)
+        torch.mul(self.stiffness, self.pull, out=self.force)
 
     def __call__(self) -> Tensor:
         """The penalty, a scalar, at the present theta."""
@@ -62,21 +74,20 @@ class _Pull(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spring: Spring, *theta: Tensor) -> Tensor:
-        for pull, t, anchor in zip(spring.pulls, theta, spring.anchor, strict=True):
-            torch.sub(t, anchor, out=pull)
-        force = spring.stiffness * spring.pull
-        ctx.spring = spring
-        ctx.save_for_backward(force)
-        return torch.dot(force, spring.pull).mul_(0.5)
+        spring.pull_at(theta)
+        ctx.spring, ctx.call = spring, spring.calls
+        ctx.save_for_backward(*theta)
+        return torch.dot(spring.force, spring.pull).mul_(0.5)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (force,) = ctx.saved_tensors
         spring: Spring = ctx.spring
-        if force.is_cuda or grads[0].item() != 1:
-            force = force * grads[0]
-        forces = [f.view_as(t) for f, t in zip(force.split(spring.sizes), spring.theta, strict=True)]
-        spring.forces = {id(t): f for t, f in zip(spring.theta, forces, strict=True)}
+        if ctx.call != spring.calls:  # it was called again since, perhaps elsewhere
+            spring.pull_at(ctx.saved_tensors)
+        forces = spring.views
+        if spring.force.is_cuda or grads[0].item() != 1:
+            forces = [force * grads[0] for force in forces]
+        spring.forces = {id(t): force for t, force in zip(spring.theta, forces, strict=True)}
         return None, *forces
 
 

@@ -111,7 +111,7 @@ def test_the_gradient_is_the_tasks_alone(clip: float | None, parts: int, set_to_
             torch.testing.assert_close(learner.path.omega, slow, rtol=1e-3, atol=1e-6)
             assert (learner.spring is not None) == (t > 0)
             if t:
-                assert float(learner.penalty()) > 1e-3
+                assert learner.penalty().item() > 1e-3
 
         learner.learn(task, fit)
 
