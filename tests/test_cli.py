@@ -120,6 +120,7 @@ def test_optimizers_by_name(optimizer: str, capsys: pytest.CaptureFixture[str]):
         (["run", "finetune", "split-digits", "--batch-size", "9" * 30], ["--batch-size", "9" * 30, "2147483647"]),
         (["run", "finetune", "split-digits", "--n-train", "0"], ["--n-train", "from 1"]),
         (["run", "finetune", "split-digits", "--patience", "0"], ["--patience", "from 1"]),
+        (["run", "finetune", "split-digits", "--lr", "inf"], ["--lr", "'inf'", "above 0"]),
         (["run", "finetune", "split-digits", "--lr", "fast"], ["--lr", "'fast'", "above 0"]),
         (["run", "finetune", "split-mnist"], ["mnist", "--root", "--download"]),
         (["run", "finetune"], ["STREAM"]),
@@ -161,10 +162,10 @@ def test_what_is_wrong_is_said_before_data_are_fetched(monkeypatch: pytest.Monke
         pytest.fail("data were fetched for a run that cannot begin")
 
     monkeypatch.setitem(minicl.STREAMS, "split", fetch)
+    refused(capsys, "run", "finetune", "split-mnist", "--root", "data", "--download", "--scenario", "online")
     start = ["run", "packnet", "split-mnist", "--root", "data", "--download"]
     for wrong in (
         ["--scenario", "class"],
-        ["--scenario", "online"],
         ["--set", "keep=1"],
         ["--network", "mlp:0"],
         ["--device", "abacus"],

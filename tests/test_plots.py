@@ -202,9 +202,10 @@ def test_matrix_color_grows_with_accuracy_and_numbers_are_legible():
         assert contrast(text.get_color(), color) >= 4.5
 
 
-@pytest.mark.parametrize("T", [1, 6, 20])
-def test_numbers_stay_within_their_cells(T: int):
-    ax = plots.accuracy_matrix(result(np.ones((T, T)), [[0, 1]] * T))
+@pytest.mark.parametrize(("T", "size"), [(1, None), (6, None), (20, None), (12, (3.0, 2.4))])
+def test_numbers_stay_within_their_cells(T: int, size: tuple[float, float] | None):
+    ax = None if size is None else plt.subplots(figsize=size)[1]
+    ax = plots.accuracy_matrix(result(np.ones((T, T)), [[0, 1]] * T), ax=ax)
     ax.figure.canvas.draw()
     (left, bottom), (right, top) = ax.transData.transform([(0.5, 0.5), (1.5, 1.5)])
     assert len(ax.texts) == T * T
