@@ -43,6 +43,12 @@ def test_the_spring_is_the_penalty_and_its_gradient(scale: float) -> None:
         for g, r in zip(torch.autograd.grad(scale * value, theta), right, strict=True):
             torch.testing.assert_close(g, r)
     assert torch.autograd.gradcheck(lambda *t: Spring(list(t), anchor, importance, 0.7)(), theta)
+    stale = spring()
+    with torch.no_grad():
+        theta[0].mul_(1.0)
+    spring()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        stale.backward()
     spring().backward()  # what lies in .grad belongs to the parameters, and not to the spring
     kept = [t.grad.clone() for t in theta if t.grad is not None]
     with torch.no_grad():
