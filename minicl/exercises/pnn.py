@@ -1,0 +1,253 @@
+"""The exercises of the chapter "Progressive networks"."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import Hint, compare, exercise, number
+
+
+def _random_layer(columns: int, batch: int, n_in: int, n_out: int) -> tuple[Any, ...]:
+    U = [torch.randn(n_out, n_in) for _ in range(columns)]
+    earlier = [torch.randn(batch, n_in) for _ in range(columns)]
+    return torch.randn(n_out, n_in), torch.randn(batch, n_in), U, earlier
+
+
+@exercise("pnn-1")
+def layer(answer: Any) -> str:
+    """The argument of f in Eq. 1: a function of W, h and the lists U and earlier, returning a tensor."""
+
+    def laterals(U: list[Tensor], earlier: list[Tensor]) -> list[Tensor]:
+        return [past @ u.T for u, past in zip(U, earlier, strict=True)]
+
+    compare(
+        answer,
+        lambda W, h, U, earlier: h @ W.T + sum(laterals(U, earlier)),
+        [_random_layer(3, 4, 3, 5), _random_layer(1, 2, 6, 2), _random_layer(0, 3, 2, 4), _random_layer(4, 5, 3, 3)],
+        mistakes={
+            "no laterals": (
+                lambda W, h, U, earlier: h @ W.T,
+                "That is a column on its own. Where do the earlier ones come in?",
+            ),
+            "the newest lateral alone": (
+                lambda W, h, U, earlier: h @ W.T + sum(laterals(U, earlier)[-1:]),
+                "You read one earlier column. The sum runs over all of them.",
+            ),
+            "a mean": (
+                lambda W, h, U, earlier: h @ W.T + sum(laterals(U, earlier)) / max(len(U), 1),
+                "You divide by the number of columns. The equation has a sum.",
+            ),
+            "its own input": (
+                lambda W, h, U, earlier: h @ W.T + sum(h @ u.T for u in U),
+                "You give your own h to the laterals. U^(k:j) reads what column j has put out.",
+            ),
+            "one weight for all": (
+                lambda W, h, U, earlier: h @ W.T + sum(past @ W.T for past in earlier),
+                "You read the earlier columns through W. Each has a lateral weight of its own.",
+            ),
+            "f inside": (
+                lambda W, h, U, earlier: torch.relu(h @ W.T + sum(laterals(U, earlier))),
+                "Nearly: you have applied f already. Only its argument is asked for.",
+            ),
+        },
+    )
+    return "With all U side by side and all earlier activations side by side, the sum is a single product."
+
+
+@exercise("pnn-2")
+def parameters(answer: Any) -> str:
+    """Parameters of a progressive network: a function of widths, classes and T, returning a number."""
+
+    def parts(widths: list[int], classes: int) -> tuple[int, int, int]:
+        sizes = [*widths, classes]
+        weights = [n * m for n, m in pairwise(sizes)]
+        return sum(weights), sum(sizes[1:]), sum(weights[1:])
+
+    def total(widths: list[int], classes: int, T: int) -> float:
+        weights, biases, lateral = parts(widths, classes)
+        return float(T * (weights + biases) + T * (T - 1) // 2 * lateral)
+
+    def first_layer_too(widths: list[int], classes: int, T: int) -> float:
+        weights, biases, _ = parts(widths, classes)
+        return float(T * (weights + biases) + T * (T - 1) // 2 * weights)
+
+    def not_into_heads(widths: list[int], classes: int, T: int) -> float:
+        return total(widths, classes, T) - T * (T - 1) // 2 * widths[-1] * classes
+
+    def lateral_biases(widths: list[int], classes: int, T: int) -> float:
+        return total(widths, classes, T) + T * (T - 1) // 2 * (sum(widths[2:]) + classes)
+
+    def each_way(widths: list[int], classes: int, T: int) -> float:
+        return total(widths, classes, T) + T * (T - 1) // 2 * parts(widths, classes)[2]
+
+    def neighbours(widths: list[int], classes: int, T: int) -> float:
+        weights, biases, lateral = parts(widths, classes)
+        return float(T * (weights + biases) + (T - 1) * lateral)
+
+    compare(
+        answer,
+        total,
+        [([64, 256, 256], 10, 3), ([8, 5], 2, 4), ([3, 4, 5, 6], 7, 5), ([10, 20], 3, 1), ([64, 256, 256], 10, 20)],
+        mistakes={
+            "no laterals": (
+                lambda widths, classes, T: float(T * sum(parts(widths, classes)[:2])),
+                "That is what separate columns take. Now the laterals.",
+            ),
+            "into the first layer": (first_layer_too, "You count laterals into the first layer, and there are none."),
+            "not into the heads": (not_into_heads, "Every head reads the earlier columns as well."),
+            "biases in laterals": (lateral_biases, "Your laterals have biases. One bias a layer is enough: W's."),
+            "both ways": (
+                each_way,
+                "You count every pair of columns twice. Laterals lead from earlier to later columns.",
+            ),
+            "neighbours alone": (
+                neighbours,
+                "Your columns read only the one before them. They read all that came before.",
+            ),
+            "no biases": (
+                lambda widths, classes, T: total(widths, classes, T) - T * parts(widths, classes)[1],
+                "Layers and heads have biases.",
+            ),
+        },
+        tolerance=1e-9,
+    )
+    return "T columns, T (T - 1) / 2 pairs of columns: the second term wins in the end."
+
+
+@exercise("pnn-3")
+def laterals_outweigh(answer: Any) -> str:
+    """The number of tasks from which laterals outweigh columns and heads: a number."""
+    column, lateral = (64 * 256 + 256) + (256 * 256 + 256) + (256 * 10 + 10), 256 * 256 + 256 * 10
+    right = next(T for T in range(1, 100) if T * (T - 1) / 2 * lateral > T * column)
+    value = number(answer)
+    mistakes = {
+        next(T for T in range(1, 100) if (T - 1) * lateral > column): (
+            "the newest column",
+            "There the laterals of the newest column outweigh that column. Compare all laterals with all columns.",
+        ),
+        right + 1: ("one too late", "Then they do, but not for the first time."),
+    }
+    if value in mistakes:
+        name, words = mistakes[value]  # type: ignore[index]
+        raise Hint(words, mistake=name)
+    if value != right:
+        raise Hint(f"{value:g} is too {'small' if value < right else 'large'}. Compare the two terms of P(T).")
+    return "So few. From there on, most of the network is wiring."
+
+
+@exercise("pnn-4")
+def transfer(answer: Any) -> str:
+    """The transfer score: a function of two learning curves, returning a number."""
+    cases = []
+    for n in (3, 6, 10):
+        alone = torch.rand(n) * 0.6 + 0.1
+        cases.append(((torch.rand(n) * 0.6 + 0.3).tolist(), alone.tolist()))
+    compare(
+        answer,
+        lambda curve, alone: float(np.mean(curve) / np.mean(alone)),
+        cases,
+        mistakes={
+            "upside down": (
+                lambda curve, alone: float(np.mean(alone) / np.mean(curve)),
+                "Above one should mean that the earlier columns helped.",
+            ),
+            "a difference": (
+                lambda curve, alone: float(np.mean(curve) - np.mean(alone)),
+                "That is the difference of the areas. The score is their ratio.",
+            ),
+            "the end alone": (
+                lambda curve, alone: float(curve[-1] / alone[-1]),
+                "You compare where the curves end. The area also says how fast they got there.",
+            ),
+            "a mean of ratios": (
+                lambda curve, alone: float(np.mean(np.array(curve) / np.array(alone))),
+                "You take the mean of ratios. Take the ratio of means: early epochs, with their small numbers, would "
+                "count too much.",
+            ),
+            "the best epoch": (
+                lambda curve, alone: float(np.max(curve) / np.max(alone)),
+                "You compare the best epochs. The area takes all of them.",
+            ),
+        },
+    )
+    return (
+        "A score above one tells knowledge from size only if the column alone is as large as what it is compared with."
+    )
+
+
+@exercise("pnn-5")
+def adapter(answer: Any) -> str:
+    """The lateral term of Eq. 2 with ReLU: a function of U, V, alpha and the list earlier, returning a tensor."""
+    cases = []
+    for columns, batch, n_in, hidden, n_out in ((3, 4, 2, 5, 3), (1, 3, 4, 2, 2), (2, 5, 3, 4, 6)):
+        earlier = [torch.randn(batch, n_in) for _ in range(columns)]
+        cases.append((torch.randn(n_out, hidden), torch.randn(hidden, columns * n_in), 0.3, earlier))
+
+    def together(earlier: list[Tensor]) -> Tensor:
+        return torch.cat(list(earlier), 1)
+
+    compare(
+        answer,
+        lambda U, V, alpha, earlier: torch.relu(alpha * together(earlier) @ V.T) @ U.T,
+        cases,
+        mistakes={
+            "no alpha": (
+                lambda U, V, alpha, earlier: torch.relu(together(earlier) @ V.T) @ U.T,
+                "alpha is missing: the number that can turn the adapter up or down.",
+            ),
+            "no f": (
+                lambda U, V, alpha, earlier: alpha * together(earlier) @ V.T @ U.T,
+                "Without f between them, U V is one linear map, and Eq. 2 is Eq. 1 again.",
+            ),
+            "f outside": (
+                lambda U, V, alpha, earlier: torch.relu(alpha * together(earlier) @ V.T @ U.T),
+                "The inner f comes between V and U.",
+            ),
+            "two f": (
+                lambda U, V, alpha, earlier: torch.relu(torch.relu(alpha * together(earlier) @ V.T) @ U.T),
+                "The outer f is not part of the lateral term: the column's own sum is added first.",
+            ),
+            "newest first": (
+                lambda U, V, alpha, earlier: torch.relu(alpha * together(list(earlier)[::-1]) @ V.T) @ U.T,
+                "The earlier columns stand side by side in the order in which they came.",
+            ),
+        },
+    )
+    return (
+        "alpha may stand before V or after it, for both are linear. Behind f, a negative alpha would do something else."
+    )
+
+
+@exercise("pnn-6")
+def sensitivity(answer: Any) -> str:
+    """The average Fisher sensitivity: a function of fisher, shape (columns, units), returning a number a column."""
+    cases = [(torch.rand(columns, units) ** 3 + 0.01,) for columns, units in ((2, 3), (3, 5), (4, 2), (5, 8))]
+    compare(
+        answer,
+        lambda fisher: (fisher / fisher.sum(0)).mean(1),
+        cases,
+        mistakes={
+            "the paper's sum": (
+                lambda fisher: (fisher / fisher.sum(0)).sum(1),
+                "That is the paper's own form, which adds up to the number of units. Here the mean is asked for.",
+            ),
+            "a ratio of sums": (
+                lambda fisher: fisher.sum(1) / fisher.sum(),
+                "You add the units up first, and a single loud unit decides. Take shares unit by unit.",
+            ),
+            "shares of a column": (
+                lambda fisher: (fisher / fisher.sum(1, keepdim=True)).mean(1),
+                "You make the units of a column add up to one. For each unit, the columns should.",
+            ),
+            "no shares": (
+                lambda fisher: fisher.mean(1),
+                "That is the mean Fisher information. How large a share of it does each column have?",
+            ),
+        },
+    )
+    return "Every unit has one vote, and the columns divide it."

@@ -1,0 +1,88 @@
+"""Right and wrong answers to the exercises of "Progressive networks"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def layer(W: Tensor, h: Tensor, U: list[Tensor], earlier: list[Tensor]) -> Tensor:
+    """One product, all weights and all activations side by side."""
+    return torch.cat([h, *earlier], 1) @ torch.cat([W, *U], 1).T
+
+
+def parameters(widths: list[int], classes: int, T: int, **changed: Any) -> int:
+    """Layer by layer, task by task."""
+    given = {"biases": True, "first": False, "head": True, "lateral_bias": 0, "read": lambda k: k} | changed
+    total = 0
+    for k in range(T):
+        n_in = widths[0]
+        for i, n_out in enumerate([*widths[1:], classes]):
+            total += n_in * n_out + n_out * given["biases"]
+            if (i or given["first"]) and (given["head"] or i < len(widths) - 1):
+                total += given["read"](k) * n_out * (n_in + given["lateral_bias"])
+            n_in = n_out
+    return total
+
+
+def adapter(U: Tensor, V: Tensor, alpha: float, earlier: list[Tensor]) -> Any:
+    return np.maximum(alpha * (np.concatenate([h.numpy() for h in earlier], 1) @ V.numpy().T), 0) @ U.numpy().T
+
+
+def afs(fisher: Tensor) -> list[float]:
+    columns, units = fisher.shape
+    return [sum(float(fisher[k, m] / fisher[:, m].sum()) for m in range(units)) / units for k in range(columns)]
+
+
+RIGHT = {
+    "pnn-1": [layer],
+    "pnn-2": [parameters],
+    "pnn-3": [4],
+    "pnn-4": [lambda curve, alone: sum(curve) / sum(alone)],
+    "pnn-5": [adapter],
+    "pnn-6": [afs],
+}
+
+WRONG = {
+    "pnn-1": {
+        "no laterals": lambda W, h, U, earlier: layer(W, h, [], []),
+        "the newest lateral alone": lambda W, h, U, earlier: layer(W, h, U[-1:], earlier[-1:]),
+        "a mean": lambda W, h, U, earlier: layer(W, h, [u / len(U) for u in U], earlier),
+        "its own input": lambda W, h, U, earlier: layer(W, h, U, [h] * len(U)),
+        "one weight for all": lambda W, h, U, earlier: layer(W, h, [W] * len(U), earlier),
+        "f inside": lambda W, h, U, earlier: layer(W, h, U, earlier).clamp(min=0),
+    },
+    "pnn-2": {
+        "no laterals": lambda widths, classes, T: T * parameters(widths, classes, 1),
+        "into the first layer": lambda *given: parameters(*given, first=True),
+        "not into the heads": lambda *given: parameters(*given, head=False),
+        "biases in laterals": lambda *given: parameters(*given, lateral_bias=1),
+        "both ways": lambda *given: parameters(*given, read=lambda k: given[-1] - 1),
+        "neighbours alone": lambda *given: parameters(*given, read=lambda k: min(k, 1)),
+        "no biases": lambda *given: parameters(*given, biases=False),
+    },
+    "pnn-3": {"the newest column": 3, "one too late": 5},
+    "pnn-4": {
+        "upside down": lambda curve, alone: sum(alone) / sum(curve),
+        "a difference": lambda curve, alone: (sum(curve) - sum(alone)) / len(curve),
+        "the end alone": lambda curve, alone: curve[-1] / alone[-1],
+        "a mean of ratios": lambda curve, alone: sum(c / a for c, a in zip(curve, alone, strict=True)) / len(curve),
+        "the best epoch": lambda curve, alone: max(curve) / max(alone),
+    },
+    "pnn-5": {
+        "no alpha": lambda U, V, alpha, earlier: adapter(U, V, 1.0, earlier),
+        "no f": lambda U, V, alpha, earlier: alpha * torch.cat(earlier, 1) @ V.T @ U.T,
+        "f outside": lambda U, V, alpha, earlier: (alpha * torch.cat(earlier, 1) @ V.T @ U.T).clamp(min=0),
+        "two f": lambda *given: np.maximum(adapter(*given), 0),
+        "newest first": lambda U, V, alpha, earlier: adapter(U, V, alpha, earlier[::-1]),
+    },
+    "pnn-6": {
+        "the paper's sum": lambda fisher: np.array(afs(fisher)) * fisher.shape[1],
+        "a ratio of sums": lambda fisher: fisher.sum(1) / fisher.sum(),
+        "shares of a column": lambda fisher: [1 / fisher.shape[1]] * len(fisher),
+        "no shares": lambda fisher: fisher.mean(1),
+    },
+}
