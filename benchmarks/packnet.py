@@ -13,6 +13,7 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,10 +91,20 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {arguments.rounds} rounds, taking turns\n")
-    cases: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], int, float, dict[str, Callable[..., torch.optim.Optimizer]], int]]
+    small, large = partial(minicl.mlp, 64, 256, 256), partial(minicl.mlp, 784, 2000, 2000)
+    # What it is called, the network, the shape of an input, the batch, the target, the optimisers, steps a turn.
+    cases: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], int, float, dict[str, Any], int]]
     cases = [
-        ("64-256-256, batch 32", partial(minicl.mlp, 64, 256, 256), (64,), 32, 1.25, {"SGD with momentum": SGD, "SGD with weight decay": DECAY}, 50),
-        ("784-2000-2000, batch 64", partial(minicl.mlp, 784, 2000, 2000), (784,), 64, 1.05, {"SGD": PLAIN, "SGD with momentum": SGD}, 8),
+        (
+            "64-256-256, batch 32",
+            small,
+            (64,),
+            32,
+            1.25,
+            {"SGD with momentum": SGD, "SGD with weight decay": DECAY},
+            50,
+        ),
+        ("784-2000-2000, batch 64", large, (784,), 64, 1.05, {"SGD": PLAIN, "SGD with momentum": SGD}, 8),
         ("resnet18 at 32x32, batch 32", resnet18, (3, 32, 32), 32, 1.03, {"SGD with momentum": SGD}, 1),
     ]
     for name, make, shape, batch, target, optimizers, n in cases:
@@ -115,9 +126,9 @@ def main() -> None:
             m = max(n, 4)
             compare(
                 {
-                    "plain": steps_of(lambda x, _: usual(x), x, y, m),
-                    "exported": steps_of(lambda x, _: alone(x), x, y, m),
-                    "in the learner": steps_of(lambda x, _: learner(x, 0), x, y, m),
+                    "plain": steps_of(lambda x, _, network=usual: network(x), x, y, m),
+                    "exported": steps_of(lambda x, _, network=alone: network(x), x, y, m),
+                    "in the learner": steps_of(lambda x, _, network=learner: network(x, 0), x, y, m),
                 },
                 rounds=arguments.rounds,
                 per=m,

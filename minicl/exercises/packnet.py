@@ -229,7 +229,7 @@ def drift(answer: Any) -> str:
     value = number(answer)
     hints = {
         "no momentum": "You let weight decay pull, but the velocity that is left from the task before pushes too.",
-        "no decay": "You let the old velocity push, but weight decay pulls as well: it is added to the gradient of zero.",
+        "no decay": "You let the old velocity push, but weight decay pulls as well: it joins the gradient of zero.",
     }
     if abs(value - theta) < 1e-6:
         raise Hint(
