@@ -31,7 +31,7 @@ FLOOR = 2.0**-40
 """The lowest value of a gate. The sigmoid of -88 and below is no normal float32 any more, and a CPU multiplies such
 numbers up to a hundred times slower, and products of two gates reach that range sooner. 2^-40 is far below the rounding
 error of the gates that count, and its square is a normal number."""
-_FLOOR, _ZERO = torch.tensor(FLOOR), torch.tensor(0.0)  # a tensor of no dimensions takes the type of what it meets
+_FLOOR = torch.tensor(FLOOR)  # a tensor of no dimensions takes the type of what it meets
 
 
 def attention(scores: Float[Tensor, "*units"], temperature: float) -> Float[Tensor, "*units"]:
@@ -104,9 +104,9 @@ def compensate(
         temperature: T, the temperature at which q was computed.
         s_max: the largest s.
     """
-    cosh = torch.cosh((scores / temperature).clamp_(-50, 50))
-    raised = torch.addcmul(grad, grad, cosh)  # (cosh + 1) q
-    return torch.addcdiv(_ZERO, raised, torch.cosh(scores) + 1, value=s_max * temperature)
+    sharp = torch.cosh((scores / temperature).clamp_(-50, 50))
+    raised = torch.addcmul(grad, grad, sharp)  # (sharp + 1) q
+    return (s_max * temperature) * raised / (torch.cosh(scores) + 1)
 
 
 def sparsity(
