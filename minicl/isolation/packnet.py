@@ -42,8 +42,7 @@ def keep_mask(
 
     The paper's pruned share is p = 1 - keep_ratio. Of the n weights in question, the round(p n) smallest in absolute
     value are released. So where p n rounds to 0, nothing is; and exactly n - round(p n) are kept, for of weights that
-    tie at the cutoff the first ones (row by row) stay. (The authors release all that tie.) Only a cutoff of zero
-    releases all that tie at it, as theirs does: a weight of zero holds nothing, unless there is no other.
+    tie at the cutoff the first ones (row by row) stay. (The authors release all that tie.)
 
     Args:
         weight: of one layer.
@@ -66,7 +65,7 @@ def keep_mask(
     cutoff = (size[among] if n < size.numel() else size.flatten()).kthvalue(released).values
     keep = among & (size > cutoff)
     ties = n - released - int(keep.sum())
-    if ties > 0 and (cutoff > 0 or not keep.any()):
+    if ties > 0:
         keep[tuple((among & (size == cutoff)).nonzero()[:ties].T)] = True
     return keep
 
@@ -273,17 +272,26 @@ class PackNet(Learner):
     def prune(self, keep_ratio: KeepRatio) -> None:
         """Keep the largest of the weights that this task trained, layer by layer; release the others, which become 0.
 
+        A weight that is still exactly zero (its input is always dark, its unit silent) is not claimed while anything is
+        released, as in the authors' code, where it never exceeds the cutoff. Only where the loop trained nothing at all
+        does the share count zeros too, so that a plan can be tried out without training.
+
         Args:
             keep_ratio: as for the constructor, except "auto".
         """
         self._frozen.restore()
         self._frozen.release()
-        for layer, weight in self._weights().items():
-            free = owned_by(self.owners[layer], 0)
+        weights = self._weights()
+        free = {layer: owned_by(owner, 0) for layer, owner in self.owners.items()}
+        trained = any(bool(weights[layer][free[layer]].any()) for layer in weights)
+        for layer, weight in weights.items():
             if not torch.isfinite(weight).all():
                 raise FloatingPointError(f"layer {layer!r} holds NaN or infinity; a smaller learning rate may help")
-            self._kept[layer] = keep_mask(weight, _share(keep_ratio, self._standing, layer), among=free)
-            stays = total_mask([~free, self._kept[layer]])  # m^(1:t) OR m^(t+1)
+            share = _share(keep_ratio, self._standing, layer)
+            self._kept[layer] = keep_mask(weight, share, among=free[layer])
+            if trained and share < 1:
+                self._kept[layer] &= weight != 0  # what never moved from zero holds nothing
+            stays = total_mask([~free[layer], self._kept[layer]])  # m^(1:t) OR m^(t+1)
             weight.sub_(trainable(weight, stays))
             self._frozen.hold(weight, ~self._kept[layer])
 

@@ -35,13 +35,10 @@ SGD, Adam, AdamW, RMSprop = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 
 
 def slow_keep(weights: list[float], keep_ratio: float, among: list[bool]) -> list[bool]:
-    """Sort the candidates by size; of equals, the first in the row counts as the larger; zeros go, unless all are."""
+    """Sort the candidates by size; of equals, the first in the row counts as the larger."""
     candidates = [i for i, chosen in enumerate(among) if chosen]
     ordered = sorted(candidates, key=lambda i: (abs(weights[i]), -i))
-    n_released = round((1 - keep_ratio) * len(candidates))
-    released = set(ordered[:n_released])
-    if n_released and any(weights[i] for i in candidates if i not in released):
-        released |= {i for i in candidates if weights[i] == 0}
+    released = set(ordered[: round((1 - keep_ratio) * len(candidates))])
     return [chosen and i not in released for i, chosen in enumerate(among)]
 
 
@@ -80,14 +77,6 @@ def test_ties_at_the_cutoff_are_broken_by_place_and_leave_the_exact_share() -> N
     weight = torch.full((10,), 0.5)
     assert keep_mask(weight, 0.3).tolist() == [True] * 3 + [False] * 7
     assert torch.equal(keep_mask(-weight, 0.3), keep_mask(weight, 0.3))
-
-
-def test_weights_of_zero_are_not_claimed_unless_there_is_nothing_else() -> None:
-    weight = torch.tensor([0.0, 0.0, 3.0, -0.0, 0.0, 0.0, -2.0, 0.0])
-    assert keep_mask(weight, 0.75).nonzero().flatten().tolist() == [2, 6]  # not four zeros besides
-    assert keep_mask(weight, 0.125).nonzero().flatten().tolist() == [2]
-    assert keep_mask(weight, 1.0).all()
-    assert keep_mask(torch.zeros(8), 0.75).sum() == 6
 
 
 def test_keep_mask_leaves_its_arguments_alone() -> None:
@@ -487,7 +476,7 @@ def test_train_prune_retrain_freeze() -> None:
             assert torch.equal(start[layer][~was_free], retrained[layer][~was_free])  # owned ones work and do not move
             assert (trained[layer][was_free] != start[layer][was_free]).any()
             expected = slow_keep(trained[layer].flatten().tolist(), share, was_free.flatten().tolist())
-            assert kept.flatten().tolist() == expected
+            assert torch.equal(kept, torch.tensor(expected).view_as(kept) & (trained[layer] != 0))
             assert torch.equal(pruned[layer], torch.where(kept | ~was_free, trained[layer], 0))  # released: zero
             assert not retrained[layer][was_free & ~kept].any()  # and held there
             assert (retrained[layer][kept] != pruned[layer][kept]).any()  # what is kept is trained again
@@ -503,6 +492,25 @@ def test_train_prune_retrain_freeze() -> None:
         owned = sum(int((owner == t).sum()) for owner in learner.owners.values())
         assert capacity["tasks"][t]["weights"] == owned
         assert sum(row["tasks"][t] for row in capacity["layers"].values()) == owned
+
+
+def test_weights_that_never_moved_from_zero_are_not_claimed() -> None:
+    torch.manual_seed(0)
+    dark = task(1)
+    for part in (dark.train, dark.valid, dark.test):
+        part.x[:, :, 0] = 0  # half of the pixels are always dark
+    learner = PackNet(minicl.mlp(8, 10, 10), keep_ratio=[0.5, 0.9, 1.0])
+    loop = OwnLoop(learner, partial(Adam, lr=0.05), False, True)
+    loop.learn(task(0))
+    loop.learn(dark)
+    owner = learner.owners["1"]
+    assert owned_by(owner, 1)[:, :4].any()
+    assert not owned_by(owner, 2)[:, :4].any()
+    assert owned_by(owner, 0)[:, :4].sum() + owned_by(owner, 1)[:, :4].sum() == 40
+    assert owned_by(owner, 2)[:, 4:].any()
+    assert learner.backbone[1].weight[owned_by(owner, 2)].all()
+    loop.learn(task(2))  # keeps all
+    assert learner.capacity()["free"] == 0
 
 
 def test_retraining_can_be_left_out_or_be_as_long_as_training() -> None:
