@@ -213,7 +213,11 @@ def _run(given: argparse.Namespace) -> int:
             result.save(given.out)
         except OSError as error:  # the disk filled up meanwhile: the numbers are still printed
             failed = error
-    print(json.dumps(_for_programs(result)) if given.json else _for_people(result, None if failed else given.out))
+    print(
+        json.dumps(_for_programs(result), allow_nan=False)
+        if given.json
+        else _for_people(result, None if failed else given.out)
+    )
     return _report(failed, FAILED) if failed else 0
 
 

@@ -69,6 +69,7 @@ def test_json_is_one_value_for_programs(capsys: pytest.CaptureFixture[str]):
     assert value["method"] == "FineTune"
     assert value["accuracy"][0][1] is None
     assert value["average_accuracy"] == pytest.approx(np.mean(value["accuracy"][1]))
+    assert value["forward_transfer"] is None  # not NaN, which JSON does not know
     assert errors == ""
 
 
