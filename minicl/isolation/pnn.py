@@ -37,7 +37,10 @@ Map = Callable[[Tensor], Tensor]
 
 
 def lateral_sum(
-    W: Map, h: Float[Tensor, "batch *inputs"], U: Map, earlier: Float[Tensor, "batch *all_inputs"]
+    W: Map,
+    h: Float[Tensor, "batch *inputs"],
+    U: Map,
+    earlier: Float[Tensor, "batch *all_inputs"],
 ) -> Float[Tensor, "batch *outputs"]:
     """W_i^(k) h_{i-1}^(k) + sum_{j<k} U_i^(k:j) h_{i-1}^(j): the argument of f in Eq. 1.
 
@@ -45,24 +48,30 @@ def lateral_sum(
         W: layer i of column k, a linear map (and its bias, if it has one).
         h: h_{i-1}^(k), what that layer is given.
         U: the laterals [U^(k:1) ... U^(k:k-1)], one linear map without bias.
-        earlier: h_{i-1}^(<k), what layer i is given in the columns 1 ... k-1, side by side (see `side_by_side`).
+        earlier: h_{i-1}^(<k), what layer i is given in the columns 1 ... k-1,
+            side by side (see `side_by_side`).
     """
     return W(h) + U(earlier)
 
 
 def adapter(
-    U: Map, V: Map, alpha: Float[Tensor, ""], earlier: Float[Tensor, "batch *all_inputs"], f: Map
+    U: Map,
+    V: Map,
+    alpha: Float[Tensor, ""],
+    earlier: Float[Tensor, "batch *all_inputs"],
+    f: Map,
 ) -> Float[Tensor, "batch *outputs"]:
     """U_i^(k:j) f( V_i^(k:j) alpha_{i-1}^(<k) h_{i-1}^(<k) ): the lateral term of Eq. 2.
 
     Args:
         U: linear map without bias from the adapter's hidden units to layer i.
-        V: linear map without bias onto the hidden units; for feature maps a 1x1 convolution.
+        V: linear map without bias onto the hidden units; for maps a 1x1 convolution.
         alpha: a learned scalar.
         earlier: h_{i-1}^(<k), side by side (see `side_by_side`).
         f: the non-linearity.
     """
-    return U(f(alpha * V(earlier)))  # alpha V h = V alpha h, and alpha's gradient then needs no product with V
+    # V alpha h = alpha V h, and alpha's gradient then needs no product with V.
+    return U(f(alpha * V(earlier)))
 
 
 def side_by_side(activations: Sequence[Any], layer: nn.Module) -> Any:
@@ -181,7 +190,7 @@ class PNN(Learner):
         self._freeze(task.id)
 
     def grow(self, task: TaskRecord) -> None:
-        """Add a task's column, with its laterals from the columns before it, and its head."""
+        """Add a task's column, its laterals from the columns before it, and its head."""
         super().grow(task)
         head = self.heads[str(task.id)]
         sources = task.notes.setdefault("columns", list(self.tasks))
@@ -190,10 +199,11 @@ class PNN(Learner):
         for layer in layers:
             if hasattr(layer, "reset_parameters") and not first:
                 layer.reset_parameters()  # type: ignore[operator]
-            if hasattr(layer, "inplace"):
-                layer.inplace = False  # type: ignore[assignment]  # a template may overwrite the input, which others read too
+            if hasattr(layer, "inplace"):  # it might overwrite what others read as well
+                layer.inplace = False  # type: ignore[assignment]
         weights = [*(layer for layer in layers if isinstance(layer, LAYERS)), head]
-        column = Column(layers, [self._lateral(layer, len(sources)) for layer in weights[1:] if sources])
+        reading = weights[1:] if sources else []
+        column = Column(layers, [self._lateral(layer, len(sources)) for layer in reading])
         self.columns[str(task.id)] = column.to(self._place)
 
     def _lateral(self, layer: nn.Module, n: int) -> nn.Module:

@@ -18,18 +18,22 @@ RANGE = (-6.0, 8.0)  # of the noise's standard deviation, as powers of two of th
 HALVINGS = 10  # of that range, to find the critical noise
 
 
-def average_fisher_sensitivity(fisher: Float[Tensor, "columns features"]) -> Float[Tensor, " columns"]:
-    """AFS(i, k) = mean_m F_i^(k)(m, m) / sum_k F_i^(k)(m, m), from the diagonals of F_i^(k).
+def average_fisher_sensitivity(
+    fisher: Float[Tensor, "columns features"],
+) -> Float[Tensor, " columns"]:
+    """AFS(i, k) = mean_m F_i^(k)(m, m) / sum_k F_i^(k)(m, m), of the diagonals of F_i^(k).
 
-    The paper sums over the features m; with a mean the columns of a layer add up to 1. Features that matter in no
-    column are left out.
+    The paper sums over the features m; with a mean the columns of a layer add up to 1.
+    Features that matter in no column are left out.
     """
     total = fisher.sum(0)
     return (fisher / total)[:, total > 0].mean(1)
 
 
-def average_perturbation_sensitivity(precision: Float[Tensor, " columns"]) -> Float[Tensor, " columns"]:
-    """APS(i, k) = Lambda_i^(k) / sum_k Lambda_i^(k), where Lambda = 1 / sigma^2 of the critical noise (Eq. 3)."""
+def average_perturbation_sensitivity(
+    precision: Float[Tensor, " columns"],
+) -> Float[Tensor, " columns"]:
+    """APS(i, k) = Lambda_i^(k) / sum_k Lambda_i^(k), Lambda = 1 / sigma^2 (Eq. 3)."""
     return precision / precision.sum()
 
 
