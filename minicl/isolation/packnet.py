@@ -230,6 +230,7 @@ class PackNet(Learner):
             self.owner.register_buffer(_flat(layer), index)
         self.norms = nn.ModuleDict()  # batchnorm="per-task": each task's tensors
         self._standing = 0  # number of the task whose network the raw weights are
+        self._stepped = False  # whether an optimiser has moved anything for this task
         self._kept: dict[str, Tensor] = {}
         self._rest: list[nn.Parameter] = []  # what was frozen after the first task
         self._frozen = FrozenEntries()
@@ -261,7 +262,7 @@ class PackNet(Learner):
         self._settle()
         for norm in self._own_norms().values():
             norm.frozen, norm.training = False, self.training  # type: ignore[assignment]
-        self._standing = len(self.learned) + 1
+        self._standing, self._stepped = len(self.learned) + 1, False
         self._frozen.release()
         for layer, weight in self._weights().items():
             if self.learned:
@@ -283,7 +284,7 @@ class PackNet(Learner):
         self._frozen.release()
         weights = self._weights()
         free = {layer: owned_by(owner, 0) for layer, owner in self.owners.items()}
-        trained = any(bool(weights[layer][free[layer]].any()) for layer in weights)
+        trained = self._stepped or any(bool(weights[layer][free[layer]].any()) for layer in weights)
         for layer, weight in weights.items():
             if not torch.isfinite(weight).all():
                 raise FloatingPointError(f"layer {layer!r} holds NaN or infinity; a smaller learning rate may help")
@@ -391,6 +392,7 @@ class PackNet(Learner):
         self._frozen.edit_gradients()
 
     def after_step(self) -> None:
+        self._stepped = True
         self._frozen.restore()
 
     def restored(self) -> None:
