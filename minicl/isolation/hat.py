@@ -170,6 +170,7 @@ class _Block:
     layer: Any  # nn.Linear or a convolution
     units: int
     after: list[nn.Module | int]  # a module of the backbone, or the place of a task's own copy
+    flat: bool  # no positions: one value a unit
 
 
 def _blocks(backbone: nn.Module) -> tuple[list[nn.Module | int], list[_Block], list[nn.Module]]:
@@ -206,7 +207,7 @@ def _blocks(backbone: nn.Module) -> tuple[list[nn.Module | int], list[_Block], l
                     f"{what} takes {weight.shape[1]} inputs, which does not fit the {blocks[-1].units} units before it"
                 )
             after, flat = [], isinstance(module, nn.Linear)
-            blocks.append(_Block(name, module, weight.shape[0], after))
+            blocks.append(_Block(name, module, weight.shape[0], after, flat))
         elif isinstance(module, _OWN):
             own.append(module)
             after.append(len(own) - 1)
@@ -252,6 +253,16 @@ def _gate(h: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, h, 0.0) if mask.dtype == torch.bool else h * mask
 
 
+def _without(layer: Any, h: Tensor, inputs: Tensor) -> Tensor:
+    """The layer, blind to the weights from units that the mask `inputs` leaves out, whatever became of them."""
+    kept = _spread(inputs, layer.weight.shape[1]).view(-1, *[1] * (layer.weight.ndim - 2))
+    weight = torch.where(kept, layer.weight, 0.0)
+    if isinstance(layer, nn.Linear):
+        return nn.functional.linear(h, weight, layer.bias)
+    result: Tensor = layer._conv_forward(h, weight, layer.bias)
+    return result
+
+
 # ---- the learner -----------------------------------------------------------------------------------------------------
 
 
@@ -260,13 +271,13 @@ class _Corner:
     """The part of a parameter that must not move, the values it keeps, and a view of it while that is valid."""
 
     parameter: nn.Parameter
-    place: tuple[slice, ...]
+    sizes: tuple[int, ...]
     values: Tensor
     view: Tensor
 
     def put_back(self) -> None:
         if self.view.data_ptr() != self.parameter.data_ptr():  # the parameter was moved to other memory
-            self.view = self.parameter.detach()[self.place]
+            self.view = _corner(self.parameter.detach(), self.sizes)
         self.view.copy_(self.values)
 
 
@@ -289,11 +300,13 @@ class _Lesson:
             return
         still = bracket == 0
         sides = (still,) if still.ndim == 1 else (still.any(1), still.any(0))
-        place = tuple(slice(int(side.sum())) for side in sides if not bool(side.all()) or side is sides[0])
-        assert int(still.sum()) == int(still[place].sum()) == still[place].numel(), "claimed units are not in order"
-        if place[0].stop:
-            view = parameter.detach()[place]
-            self.corners.append(_Corner(parameter, place, view.clone(), view))
+        sizes = tuple(int(side.sum()) for side in sides)
+        corner = _corner(still, sizes)
+        assert int(still.sum()) == int(corner.sum()) == corner.numel(), "claimed units are not in order"
+        if sizes[0]:
+            sizes = sizes[:1] if len(sizes) == 2 and sizes[1] == still.shape[1] else sizes  # whole rows
+            view = _corner(parameter.detach(), sizes)
+            self.corners.append(_Corner(parameter, sizes, view.clone(), view))
 
 
 class HAT(Learner):
@@ -390,29 +403,20 @@ class HAT(Learner):
         finished = self.tasks[task_id].finished
         own: Any = self.own[str(task_id)] if self._templates else ()
         h, masks = x, self._masks(task_id)
+        binary = masks[0].dtype == torch.bool
         for module in self._stem:
             h = (own[module] if isinstance(module, int) else module)(h)
         inputs: Tensor | None = None
         for block, mask in zip(self._blocks, masks, strict=True):
-            h = self._linear_map(block.layer, h, inputs)
+            h = block.layer(h) if inputs is None else _without(block.layer, h, inputs)
             for module in block.after:
-                if not (finished and isinstance(module, _DROPOUTS)):  # what is learned stays in evaluation mode
-                    h = (own[module] if isinstance(module, int) else module)(h)
-            h = _gate(h, mask)
-            inputs = mask if mask.dtype == torch.bool else None
+                if isinstance(module, int):
+                    h = own[module](h)
+                elif not (finished and isinstance(module, _DROPOUTS)):  # what is learned stays in evaluation mode
+                    h = module(h)
+            h = h * mask if block.flat and not binary else _gate(h, mask)
+            inputs = mask if binary else None
         return h
-
-    def _linear_map(self, layer: Any, h: Tensor, inputs: Tensor | None) -> Tensor:
-        """The layer, blind to the weights from units that the mask `inputs` leaves out, whatever became of them."""
-        if inputs is None:
-            result: Tensor = layer(h)
-            return result
-        kept = _spread(inputs, layer.weight.shape[1]).view(-1, *[1] * (layer.weight.ndim - 2))
-        weight = torch.where(kept, layer.weight, 0.0)
-        if isinstance(layer, nn.Linear):
-            return nn.functional.linear(h, weight, layer.bias)
-        result = layer._conv_forward(h, weight, layer.bias)
-        return result
 
     def loss(self, x: Tensor, y: Tensor, task_id: int | None = None) -> Tensor:
         """Eq. 4: `L' = L + c R`, cross-entropy and the share of free units that the task takes."""
@@ -498,8 +502,9 @@ class HAT(Learner):
         if lesson is None:
             return
         for corner in lesson.corners:
-            if corner.parameter.grad is not None:
-                corner.parameter.grad[corner.place].zero_()
+            grad = corner.parameter.grad
+            if grad is not None:
+                _corner(grad, corner.sizes).zero_()
         for parameter, bracket in lesson.brackets:
             if parameter.grad is not None:
                 parameter.grad.mul_(bracket)
@@ -519,8 +524,8 @@ class HAT(Learner):
     def _before_optimizer_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         # Plain SGD adds -lr * 0 to what is protected: the one case in which nothing needs to be put back.
         if self._lesson is not None and type(optimizer) is torch.optim.SGD:
-            memory = any(group["momentum"] or group["weight_decay"] for group in optimizer.param_groups)
-            self._lesson.nothing_moved = not memory
+            groups = optimizer.param_groups
+            self._lesson.nothing_moved = not any([group["momentum"] or group["weight_decay"] for group in groups])
         return super()._before_optimizer_step(optimizer, args, kwargs)
 
     # ---- the end of a task -------------------------------------------------------------------------------------------
@@ -635,6 +640,13 @@ class HAT(Learner):
             slow, quick = (sorted(times)[len(pairs) // 2] for times in zip(*pairs, strict=True))
             report.update(seconds=quick, seconds_before=slow, speed_up=slow / quick)
         return report
+
+
+def _corner(tensor: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """The first so many rows of a tensor, and the first so many columns, where there are two sizes."""
+    for dim, size in enumerate(sizes):
+        tensor = tensor.narrow(dim, 0, size)
+    return tensor
 
 
 def _check_s_max(s_max: float) -> None:
