@@ -617,6 +617,18 @@ def test_a_task_that_breaks_off_leaves_no_trace_and_can_be_learned_again() -> No
         assert all(torch.equal(a, b) for a, b in zip(answers(learner, x, [t]), logits, strict=True))
 
 
+def test_free_weights_start_from_zero_whoever_moved_them() -> None:
+    learner = learned(PackNet(minicl.mlp(8, 9, 7)), 1)
+    for layer, weight in learner._weights().items():
+        weight.data[learner.owners[layer] == 0] = torch.nan  # an optimiser without `protect`, between two tasks
+
+    def fit(epochs: int | None = None) -> None:
+        for layer, weight in learner._weights().items():
+            assert not weight[learner.owners[layer] == 0].any()
+
+    learner.learn(task(1), fit)
+
+
 def test_weights_that_became_nan_are_refused() -> None:
     learner = PackNet(minicl.mlp(8, 5))
     with pytest.raises(FloatingPointError, match=r"layer '1' holds NaN"):
@@ -851,6 +863,9 @@ def test_ownership_costs_few_bits(n: int, tmp_path: object) -> None:
     for layer, owner in learner.owners.items():
         assert torch.equal(loaded.owners[layer], owner)
     assert loaded.capacity() == learner.capacity()
+    assert not list(loaded.heads.parameters())  # out of every optimiser's reach
+    assert [p.requires_grad for p in loaded.backbone.parameters()] == [True, False, True, False]
+    assert loaded._standing == n  # the newest task answers from the raw weights, without a mask
 
 
 def test_a_learner_without_tasks_can_be_saved(tmp_path: object) -> None:
