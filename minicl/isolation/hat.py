@@ -541,7 +541,7 @@ class HAT(Learner):
                     warnings.warn(
                         f"task {task_id} switched off every unit of layer {block.name!r}; the one with the highest "
                         "score was kept, so the task goes on, but poorly. Use a smaller c, or train for longer",
-                        stacklevel=4,
+                        stacklevel=5,
                     )
             scores = torch.cat(self._in_order(list(masks)))
         self._keep(task_id, scores)
