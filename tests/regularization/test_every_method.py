@@ -23,7 +23,7 @@ METHODS: dict[str, Make] = {
     "SI": minicl.SI,
     "MAS": partial(minicl.MAS, lam=0.1),
     "LwF": minicl.LwF,
-    "VCL": partial(minicl.VCL, initial_sigma=0.1),
+    "VCL": minicl.VCL,
     "AGSCL": partial(minicl.AGSCL, lam=1.0),
 }
 BACKBONES: dict[str, Callable[[], nn.Module]] = {
@@ -85,7 +85,8 @@ def test_learns_in_every_scenario(make: Make, scenario: str, backbone: Callable[
     learner = make(backbone())
     tasks = minicl.split("digits", 2, scenario, n_train=150)
     optimizer = partial(torch.optim.Adam, lr=1e-2)
-    result = minicl.run(learner, tasks, epochs=6, batch_size=16, optimizer=optimizer, progress=False)
+    epochs = 20 if isinstance(learner, minicl.VCL) else 6  # the noise of its weights makes VCL a slow learner
+    result = minicl.run(learner, tasks, epochs=epochs, batch_size=16, optimizer=optimizer, progress=False)
     guess = 0.1 if scenario == "class" else 0.2
     assert result.accuracy[0, 0] > 0.4
     assert result.accuracy[1, 1] > 1.5 * guess
