@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 FORMAT = 1
@@ -27,7 +29,8 @@ def write(path: str | Path, header: dict[str, Any], tensors: dict[str, Tensor]) 
         # Tied weights and views share memory, which the format forbids: each name gets a copy of its own.
         ready[name] = value.clone() if value.untyped_storage().data_ptr() in places else value
         places.add(ready[name].untyped_storage().data_ptr())
-    metadata = {"minicl": json.dumps({"format": FORMAT, **header})}
+    text = json.dumps({"format": FORMAT, **header})
+    metadata = {"minicl": text, "digest": digest(text, ready)}
     atomically(path, lambda temporary: save_file(ready, temporary, metadata=metadata))
 
 
@@ -47,6 +50,8 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             header = json.loads(metadata["minicl"]) if "minicl" in metadata else None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata.get("digest", "") not in ("", digest(metadata.get("minicl", ""), tensors)):
+                raise ValueError("its content does not match its digest")
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise ValueError(
             f"{str(path)!r} is not a readable safetensors file (damaged, cut short, or something else): {error}"
@@ -57,6 +62,21 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{str(path)!r} was not written by minicl, or by another version of it (format {found}; allowed: {FORMAT})"
         )
     return header, tensors
+
+
+def digest(text: str, tensors: dict[str, Tensor]) -> str:
+    """BLAKE2b of a text and of tensors with their names: one bit changed on a disk changes it."""
+    sums = hashlib.blake2b(text.encode(), digest_size=20)
+    for name in sorted(tensors):
+        sums.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        sums.update(bits(tensors[name]))
+    return sums.hexdigest()
+
+
+def bits(tensor: Tensor) -> Any:
+    """The bytes of a tensor, for a digest."""
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return flat.view(torch.uint8).numpy() if flat.numel() else b""
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -107,17 +127,51 @@ def _temporary(path: Path) -> str:
 
 
 def atomically(path: str | Path, write: Callable[[str], Any]) -> None:
-    """Let `write` fill a temporary file beside `path` and rename it: what was there is replaced whole or not at all."""
+    """Let `write` fill a temporary file beside `path` and rename it: what was there is replaced whole or not at all.
+
+    That holds for a process that is killed at any moment, and for a machine that loses its power.
+    """
     check_writable(path)
     path = Path(path).resolve()  # a link stays a link to what is replaced
     temporary = _temporary(path)
     try:
         write(temporary)
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's own mode is for secrets
+        _onto_the_disk(temporary)  # before the name: or the name might outlive a crash, and the content not
         os.replace(temporary, path)
+        _onto_the_disk(path.parent)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def _onto_the_disk(path: str | Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        with contextlib.suppress(OSError):  # some file systems cannot
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def set_aside(path: str | Path) -> Path:
+    """Rename a damaged file to NAME.damaged (or .damaged-2, ...), so that it is kept and nobody reads it."""
+    path, number = Path(path), 1
+    while (aside := path.with_name(f"{path.name}.damaged{f'-{number}' if number > 1 else ''}")).exists():
+        number += 1
+    os.replace(path, aside)
+    return aside
+
+
+def sweep_up(folder: str | Path, name: str = "") -> None:
+    """Remove what a killed process left half written in a folder, for files whose names begin with `name`."""
+    for left in Path(folder).glob(f".{name}*.tmp"):
+        with contextlib.suppress(OSError):
+            left.unlink()
 
 
 def _umask() -> int:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -70,6 +70,7 @@ class Learner(nn.Module):
             ("class").
         scenario: of the tasks learned, or None before the first.
         input_shape: shape of one input. Set it to None where a network takes inputs of several shapes.
+        certificate: digests of each task's logits, taken by `run` when the task ended; see `minicl.certify`.
     """
 
     needs_task_id: ClassVar[bool] = False
@@ -95,6 +96,7 @@ class Learner(nn.Module):
         self.tasks: dict[int, TaskRecord] = {}
         self.scenario: str | None = None
         self.input_shape: tuple[int, ...] | None = None
+        self.certificate: dict[int, dict[str, Any]] = {}
         self._current: int | None = None
         like = next((t for t in backbone.parameters() if t.is_floating_point()), torch.empty(0))
         self.register_buffer("_place", like.new_empty(0), persistent=False)  # where, and in what type, heads are made
@@ -157,6 +159,9 @@ class Learner(nn.Module):
 
     def restored(self) -> None:
         """Called when a file has been loaded: freeze again what the finished tasks had frozen."""
+
+    def revisit(self, tasks: Sequence[Task]) -> None:
+        """Called when `run` goes on from a checkpoint, with the tasks learned before: for methods that keep data."""
 
     # ---- parts of forward and loss -----------------------------------------------------------------------------
 
@@ -458,15 +463,19 @@ class Learner(nn.Module):
         """
         if self._current is not None:
             raise ValueError(f"task {self._current} is being learned; save between tasks")
-        header = {
+        files.write(path, self.header(), self.pack(dict(self.state_dict())))
+
+    def header(self) -> dict[str, Any]:
+        """What a file says of the learner, beside its tensors; JSON can hold it."""
+        return {
             "method": type(self).__name__,
             "hyperparameters": files.jsonable(self.hyperparameters),
             "scenario": self.scenario,
             "input_shape": self.input_shape,
             "tasks": [asdict(record) for record in self.tasks.values()],
             "attributes": {name: getattr(self, name) for name in self.saved_attributes},
+            "certificate": self.certificate,
         }
-        files.write(path, header, self.pack(dict(self.state_dict())))
 
     @classmethod
     def load(cls, path: str | Path, backbone: nn.Module, **hyperparameters: Any) -> Self:
@@ -487,39 +496,20 @@ class Learner(nn.Module):
                 f"{path} holds a {header.get('method')}, not a {cls.__name__}; "
                 f"load it with minicl.{header.get('method')}.load"
             )
-        try:
-            saved, shape, attributes = (
-                dict(header["hyperparameters"]),
-                header["input_shape"],
-                dict(header["attributes"]),
-            )
-            records = _check_records(header["tasks"], sum(tensor.numel() for tensor in tensors.values()))
-            input_shape = None if shape is None else tuple(int(n) for n in shape)
-            attributes = {name: attributes[name] for name in cls.saved_attributes}
-        except (TypeError, ValueError, KeyError) as error:
-            raise ValueError(f"{path} has a header that is incomplete or damaged: {error!r}") from error
-        given = {**saved, **hyperparameters}
+        stored = _Stored.read(path, header, tensors, cls)
+        given = {**stored.hyperparameters, **hyperparameters}
         missing = [name for name, value in given.items() if files.is_placeholder(value)]
         if missing:
             raise ValueError(
                 f"{path} could not hold {', '.join(missing)} ({given[missing[0]]['not_saved']}); "
                 f"give it to load(path, backbone, {missing[0]}=...)"
             )
-        with torch.random.fork_rng(devices=[]):  # the first weights of what grows are drawn, and overwritten below
+        with torch.random.fork_rng(devices=[]):  # the first weights of what grows are drawn, and overwritten
             try:
                 learner = cls(backbone, **given)
             except TypeError as error:
                 raise ValueError(f"{path} has hyperparameters that {cls.__name__} does not take: {error}") from error
-            learner.input_shape = input_shape
-            for record in records:
-                learner.grow(record)
-                learner._admit(record)
-        for name, value in attributes.items():
-            setattr(learner, name, value)
-        state = learner.unpack(tensors)
-        _check_state(path, state, learner.state_dict())
-        learner.load_state_dict(state)
-        learner.restored()
+            stored.into(learner)
         return learner
 
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -529,6 +519,54 @@ class Learner(nn.Module):
     def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of `pack`."""
         return tensors
+
+
+@dataclass
+class _Stored:
+    """What a file holds of a learner, checked."""
+
+    path: str | Path
+    hyperparameters: dict[str, Any]
+    input_shape: tuple[int, ...] | None
+    records: list[TaskRecord]
+    attributes: dict[str, Any]
+    certificate: dict[int, dict[str, Any]]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def read(
+        cls, path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: type[Learner]
+    ) -> _Stored:
+        # A checkpoint of `run` is a learner's file, and holds a few things more.
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("run/")}
+        try:
+            shape, attributes = header["input_shape"], dict(header["attributes"])
+            return cls(
+                path,
+                dict(header["hyperparameters"]),
+                None if shape is None else tuple(int(n) for n in shape),
+                _check_records(header["tasks"], sum(tensor.numel() for tensor in tensors.values())),
+                {name: attributes[name] for name in kind.saved_attributes},
+                {int(t): dict(taken) for t, taken in header.get("certificate", {}).items()},
+                tensors,
+            )
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} has a header that is incomplete or damaged: {error!r}") from error
+
+    def into(self, learner: Learner) -> None:
+        """Give the learner everything; what it has not grown yet grows."""
+        learner.input_shape = self.input_shape
+        for record in self.records:
+            if record.id not in learner.tasks:
+                learner.grow(record)
+            learner._admit(record)
+        for name, value in self.attributes.items():
+            setattr(learner, name, value)
+        learner.certificate = self.certificate
+        state = learner.unpack(self.tensors)
+        _check_state(self.path, state, learner.state_dict())
+        learner.load_state_dict(state)
+        learner.restored()
 
 
 def _lesson(learn: Callable[[Any, Task, Fit], None]) -> Callable[[Any, Task, Fit], None]:
@@ -749,6 +787,9 @@ class Joint(Learner):
                 f"joint training needs the data of tasks {sorted(missing)} too; set learner.seen to those tasks"
             )
         return super().prepare(task)
+
+    def revisit(self, tasks: Sequence[Task]) -> None:
+        self.seen = [t for t in self.seen if t.id not in {task.id for task in tasks}] + list(tasks)
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.start_over()

@@ -104,9 +104,9 @@ def compensate(
         temperature: T, the temperature at which q was computed.
         s_max: the largest s.
     """
-    sharp = torch.cosh((scores / temperature).clamp_(-50, 50))
+    sharp = (scores / temperature).clamp_(-50, 50).cosh_()
     raised = torch.addcmul(grad, grad, sharp)  # (sharp + 1) q
-    return (s_max * temperature) * raised / (torch.cosh(scores) + 1)
+    return raised.div_(torch.cosh(scores).add_(1)).mul_(s_max * temperature)
 
 
 def sparsity(
@@ -644,9 +644,7 @@ class HAT(Learner):
 
 def _corner(tensor: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """The first so many rows of a tensor, and the first so many columns, where there are two sizes."""
-    for dim, size in enumerate(sizes):
-        tensor = tensor.narrow(dim, 0, size)
-    return tensor
+    return tensor.as_strided((*sizes, *tensor.shape[len(sizes) :]), tensor.stride())  # one call for both sides
 
 
 def _check_s_max(s_max: float) -> None:

@@ -215,7 +215,10 @@ class QuadraticPenalty(Learner):
                 name = next((n for n in parameters if _key(n) == name), "")
                 if name:
                     held.setdefault(place, {})[name] = parameters[name]
-        self.anchors = nn.ModuleList(Anchor(held[place]) for place in sorted(held, key=_number))
+        self.anchors = nn.ModuleList(  # places and names in the order in which they were made, whatever the file's
+            Anchor({name: parameters[name] for name in parameters if name in held[place]})
+            for place in sorted(held, key=_number)
+        )
         return tensors
 
     def extra_bytes(self) -> int:

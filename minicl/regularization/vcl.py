@@ -327,8 +327,7 @@ class VCL(Learner):
 
     def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Make room for the coresets that a file holds."""
-        names = [name.split(".")[1] for name in tensors if name.startswith("kept.") and name.endswith(".y")]
-        for name in names:
+        for name in (str(t) for t in self.tasks if f"kept.{t}.y" in tensors):  # in the order in which they were learned
             x, y = tensors.get(f"kept.{name}.x", torch.empty(0)), tensors[f"kept.{name}.y"]
             self.kept[name] = Kept(torch.empty_like(x, device=self.device), torch.empty_like(y, device=self.device))
         return tensors
