@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError as _NotInstalled
 from importlib.metadata import version as _version
 from typing import Any as _Any
 
+from .certificate import certify
 from .datasets import NAMES as DATASETS
 from .datasets import Samples
 from .isolation.hat import HAT
@@ -90,6 +91,7 @@ __all__ = [
     "Samples",
     "Task",
     "TaskStream",
+    "certify",
     "check",
     "cnn",
     "evaluate",

@@ -134,6 +134,9 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=_whole(0, 2**32 - 1), default=0, metavar="N", help="of everything random (default: 0)"
     )
     training.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    training.add_argument(
+        "--checkpoint", metavar="FOLDER", help="write everything there after each task, and go on from what is there"
+    )
     output = run.add_argument_group("output")
     output.add_argument("--out", metavar="FILE", help="write the result there, as JSON")
     output.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
@@ -206,6 +209,7 @@ def _run(given: argparse.Namespace) -> int:
         seed=given.seed,
         device=given.device,
         progress=False if given.quiet or given.json else None,
+        checkpoint=given.checkpoint,
     )
     failed = None
     if given.out is not None:

@@ -30,7 +30,7 @@ def write(path: str | Path, header: dict[str, Any], tensors: dict[str, Tensor]) 
         ready[name] = value.clone() if value.untyped_storage().data_ptr() in places else value
         places.add(ready[name].untyped_storage().data_ptr())
     text = json.dumps({"format": FORMAT, **header})
-    metadata = {"minicl": text, "digest": digest(text, ready)}
+    metadata = {"minicl": f'{text[:-1]}, "digest": "{digest(text, ready)}"}}'}
     atomically(path, lambda temporary: save_file(ready, temporary, metadata=metadata))
 
 
@@ -50,8 +50,10 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             header = json.loads(metadata["minicl"]) if "minicl" in metadata else None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if metadata.get("digest", "") not in ("", digest(metadata.get("minicl", ""), tensors)):
-                raise ValueError("its content does not match its digest")
+            if isinstance(header, dict) and header.get("format") == FORMAT:
+                stated = header.pop("digest", None)
+                if digest(json.dumps(header), tensors) != stated:
+                    raise ValueError("its content does not match its digest")
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise ValueError(
             f"{str(path)!r} is not a readable safetensors file (damaged, cut short, or something else): {error}"

@@ -547,7 +547,7 @@ class _Stored:
                 None if shape is None else tuple(int(n) for n in shape),
                 _check_records(header["tasks"], sum(tensor.numel() for tensor in tensors.values())),
                 {name: attributes[name] for name in kind.saved_attributes},
-                {int(t): dict(taken) for t, taken in header.get("certificate", {}).items()},
+                {int(t): dict(taken) for t, taken in header["certificate"].items()},
                 tensors,
             )
         except (TypeError, ValueError, KeyError, AttributeError) as error:

@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .certificate import taken
+from .checkpoint import Checkpoint, Measured
 from .datasets import Samples
 from .learner import Learner
 from .metrics import Result
@@ -38,6 +41,7 @@ def run(
     seed: int = 0,
     device: str | torch.device = "cpu",
     progress: bool | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Result:
     """Learn the tasks of `stream` in order; after each, evaluate every task that has a head.
 
@@ -58,10 +62,14 @@ def run(
         seed: for initial weights, the order of samples, dropout.
         device: "cpu", "cuda", "cuda:1", "mps".
         progress: show a progress bar; by default where a person watches (a terminal, and not in CI).
+        checkpoint: a folder for this run alone. After each task everything is written there; the same call, with a new
+            learner, goes on after the last finished task, and gives what an uninterrupted run would have given, bit for
+            bit. A damaged file is set aside with a warning. See `minicl.checkpoint`.
 
     Raises:
         ValueError: an argument out of its range, a task learned before, tasks that do not go together, a scenario in
-            which the method cannot work, a device that is not there; before anything is trained.
+            which the method cannot work, a device that is not there, a checkpoint of another run; before anything is
+            trained.
         TypeError: something that is no learner, task or optimiser factory.
         FloatingPointError: the loss became NaN or infinite; says at which task and step. As after any other error, the
             learner is as it was before that task.
@@ -70,7 +78,7 @@ def run(
         raise TypeError("run was given a single task; allowed: a stream or a list of tasks, such as [task]")
     tasks = list(stream)
     place = check_device(device)
-    _check(learner, tasks, epochs, batch_size, patience, seed)
+    _check(learner, tasks, epochs, batch_size, patience, seed, checkpoint)
     for what, factory in (("optimizer", optimizer), ("schedule", schedule)):
         if factory is not None and not callable(factory):
             raise TypeError(
@@ -78,46 +86,52 @@ def run(
                 "allowed: what makes one, such as partial(torch.optim.SGD, lr=0.1)"
             )
     name = getattr(stream, "name", "stream")
-    curves: list[list[float]] = []
+    about = {"name": name, **getattr(stream, "settings", {})}
+    settings = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "optimizer": _describe(optimizer),
+        "schedule": None if schedule is None else _describe(schedule),
+        "patience": patience,
+        "device": place.type,
+    }
+    kept = None if checkpoint is None else Checkpoint(checkpoint, _identity(learner, tasks, about, seed, settings))
     T = len(tasks)
-    R, b = np.full((T, T), np.nan), np.full(T, np.nan)
+    measured = Measured(np.full((T, T), np.nan), np.full(T, np.nan), [])
     with _random_numbers_of(seed, place), _bar(progress, T * epochs) as bar:
         learner.to(place)
         learner.redraw()
         order = torch.Generator().manual_seed(seed)
+        done = 0 if kept is None else kept.resume(learner, tasks, measured, order)
+        bar.update(done * epochs)
         if tasks[0].scenario == "domain" and not learner.tasks:  # the one scenario with a head before the first task
             learner.prepare(tasks[0])
-            b = np.array([evaluate(learner, task) for task in tasks])
-        seconds = 0.0
-        for i, task in enumerate(tasks):
+            measured.baseline[:] = [evaluate(learner, task) for task in tasks]
+        for i, task in list(enumerate(tasks))[done:]:
             fit = _Fit(learner, task, epochs, batch_size, optimizer, schedule, patience, order, place, bar)
             learner.learn(task, fit)
-            seconds += fit.seconds
-            curves.append(fit.curve)
+            measured.seconds += fit.seconds
+            measured.curves.append(fit.curve)
+            learner.certificate[task.id] = taken(learner, task)
             for j, other in enumerate(tasks):
                 if j <= i or other.scenario == "domain":
-                    R[i, j] = evaluate(learner, other)
+                    measured.accuracy[i, j] = evaluate(learner, other)
+            if kept is not None:
+                kept.save(learner, i + 1, measured, order)
     capacity = learner.capacity()
     return Result(
-        accuracy=R,
-        baseline=b,
-        learning_curves=curves,
+        accuracy=measured.accuracy,
+        baseline=measured.baseline,
+        learning_curves=measured.curves,
         parameters=capacity["parameters"],
-        seconds=seconds,
+        seconds=measured.seconds,
         method=type(learner).__name__,
         hyperparameters=dict(learner.hyperparameters),
         needs_task_id=learner.needs_task_id,
         scenario=tasks[0].scenario,
-        stream={"name": name, **getattr(stream, "settings", {})},
+        stream=about,
         seed=seed,
-        settings={
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "optimizer": _describe(optimizer),
-            "schedule": None if schedule is None else _describe(schedule),
-            "patience": patience,
-            "device": place.type,
-        },
+        settings=settings,
         capacity=capacity,
     )
 
@@ -291,7 +305,33 @@ def check_device(device: str | torch.device) -> torch.device:
     return place
 
 
-def _check(learner: Learner, tasks: list[Task], epochs: int, batch_size: int, patience: int | None, seed: int) -> None:
+def _identity(
+    learner: Learner, tasks: list[Task], stream: dict[str, Any], seed: int, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """What a run is: all that decides what comes out of it, but for the first weights of a network of one's own."""
+    network = learner.probed()
+    return {
+        "method": type(learner).__name__,
+        "hyperparameters": learner.hyperparameters,
+        "backbone": str(network),
+        "stream": stream,
+        "tasks": [[task.id, task.name, task.n_outputs, task.scenario] for task in tasks],
+        "learned before": learner.learned,
+        "seed": seed,
+        **settings,
+        "torch": torch.__version__,
+    }
+
+
+def _check(
+    learner: Learner,
+    tasks: list[Task],
+    epochs: int,
+    batch_size: int,
+    patience: int | None,
+    seed: int,
+    checkpoint: str | Path | None,
+) -> None:
     if not isinstance(learner, Learner):
         raise TypeError(
             f"the learner is a {type(learner).__name__}; allowed: a minicl.Learner such as minicl.FineTune(backbone)"
@@ -313,7 +353,10 @@ def _check(learner: Learner, tasks: list[Task], epochs: int, batch_size: int, pa
         learner.accepts(task.scenario)
         task.needs("train", "test")
         if task.id in learner.learned:
-            raise ValueError(f"task {task.id} has been learned already; go on with stream[{len(learner.learned)}:]")
+            advice = f"go on with stream[{len(learner.learned)}:]"
+            if checkpoint is not None:
+                advice = "to go on from the checkpoint, give run a new learner, made as this one was"
+            raise ValueError(f"task {task.id} has been learned already; {advice}")
         if patience is not None and not len(task.make("valid")):
             raise ValueError(
                 f"patience needs validation samples, and task {task.id} has none; make the stream with validation > 0"

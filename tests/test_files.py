@@ -201,3 +201,24 @@ def test_a_link_stays_a_link_and_the_file_is_readable_as_others_are(tmp_path: Pa
     assert (tmp_path / "target").read_text() == "5\n"
     (tmp_path / "usual").touch()
     assert stat.S_IMODE((tmp_path / "target").stat().st_mode) == stat.S_IMODE((tmp_path / "usual").stat().st_mode)
+
+
+def test_one_bit_changed_on_the_disk_is_found(tmp_path: Path) -> None:
+    whole = good(tmp_path / "f")
+    for place in range(8, len(whole)):  # header, metadata and tensors alike
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        (tmp_path / "f").write_bytes(changed)
+        with pytest.raises(ValueError, match=r"is not a readable safetensors file|was not written by minicl"):
+            files.read(tmp_path / "f")
+
+
+def test_damaged_files_are_set_aside_one_after_another(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / "f").write_text(str(number))
+        files.set_aside(tmp_path / "f")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        "f.damaged": "0",
+        "f.damaged-2": "1",
+        "f.damaged-3": "2",
+    }

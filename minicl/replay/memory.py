@@ -91,9 +91,10 @@ class Memory(nn.Module):
 
     def _make_room(self, x: Tensor, n_logits: int) -> None:
         if not len(self):
-            self.x = x.new_empty(self.budget, *x.shape[1:], device=self.counts.device)
-            self.y = torch.empty(self.budget, dtype=torch.long, device=self.counts.device)
-            self.task_ids = torch.empty_like(self.y)
+            # Zeros, not whatever stood in memory: places that are still free are saved too.
+            self.x = x.new_zeros(self.budget, *x.shape[1:], device=self.counts.device)
+            self.y = torch.zeros(self.budget, dtype=torch.long, device=self.counts.device)
+            self.task_ids = torch.zeros_like(self.y)
             self.logits = torch.empty(self.budget, 0, device=self.counts.device)
         wider = n_logits - self.logits.shape[1]
         if wider > 0:  # a head with more outputs than any before; the others had none there
