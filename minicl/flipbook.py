@@ -1,0 +1,125 @@
+"""Figures that the reader moves: a drawing a step and a slider, in one piece of HTML, with no kernel and no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import itertools
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from PIL import Image
+
+_NUMBERS = itertools.count()
+
+_STYLE = """
+.flipbook { margin: 1.5rem 0; }
+.flipbook img { width: 100%; height: auto; max-width: var(--flipbook-width); display: block; margin: 0 auto; }
+.flipbook img[hidden], .flipbook .flipbook-bar[hidden] { display: none; }
+.flipbook .flipbook-bar { display: flex; flex-wrap: wrap; align-items: center; justify-content: center;
+  gap: .5rem .8rem; margin: .5rem 0; }
+.flipbook input { flex: 1 1 12rem; max-width: 26rem; min-height: 1.5rem; }
+.flipbook button { min-width: 5rem; min-height: 2rem; }
+.flipbook output { flex: 1 0 100%; text-align: center; font-variant-numeric: tabular-nums; }
+.flipbook details { margin-top: .5rem; }
+"""
+
+# The slider is the browser's own: arrow keys, Home and End work, and screen readers say where it stands.
+_SCRIPT = """
+(() => {
+  const figure = document.getElementById("NAME");
+  const frames = [...figure.querySelectorAll("img")], slider = figure.querySelector("input");
+  const output = figure.querySelector("output"), button = figure.querySelector("button");
+  let timer = null;
+  const show = (k) => {
+    frames.forEach((frame, i) => { frame.hidden = i !== k; });
+    slider.value = k;
+    output.textContent = frames[k].dataset.label;
+    slider.setAttribute("aria-valuetext", frames[k].dataset.label);
+  };
+  const stop = () => { clearInterval(timer); timer = null; button.textContent = "Play"; };
+  slider.addEventListener("input", () => { stop(); show(Number(slider.value)); });
+  button.addEventListener("click", () => {
+    if (timer !== null) return stop();
+    if (Number(slider.value) === frames.length - 1) show(0);
+    button.textContent = "Stop";
+    timer = setInterval(() => {
+      const next = Number(slider.value) + 1;
+      if (next < frames.length) show(next);
+      if (next >= frames.length - 1) stop();
+    }, 800);
+  });
+  figure.querySelector(".flipbook-bar").hidden = false;
+  show(0);
+})();
+"""
+
+
+class Flipbook:
+    """Drawings in a row, of which a slider shows one. The last line of a cell shows it, in a notebook and on the page.
+
+    Nothing moves by itself. Without scripts the last drawing stays, as a still picture; a list says in words what each
+    drawing shows.
+
+    Args:
+        caption: what the figure is about.
+        control: what the slider changes, such as "temperature".
+        colors: a drawing is stored with so many colours, from 2 to 256.
+    """
+
+    def __init__(self, caption: str, control: str, colors: int = 64) -> None:
+        self.caption, self.control, self.colors = caption, control, colors
+        self.frames: list[tuple[bytes, str, str]] = []
+        self.width = 0
+
+    def add(self, figure: Figure, label: str, alt: str) -> None:
+        """Add a drawing, and close it.
+
+        Args:
+            figure: drawn as it is.
+            label: where the slider stands, such as "T = 0.5".
+            alt: what this drawing shows, in a sentence.
+
+        Raises:
+            ValueError: a drawing without words.
+        """
+        if not label.strip() or not alt.strip():
+            raise ValueError(f"a drawing needs a label and an alt text; given {label!r} and {alt!r}")
+        raw, small = io.BytesIO(), io.BytesIO()
+        figure.savefig(raw, format="png")
+        plt.close(figure)
+        picture = Image.open(raw).convert("RGB")
+        self.width = max(self.width, picture.width)
+        picture.quantize(self.colors, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+        self.frames.append((small.getvalue(), label, alt))
+
+    def _repr_html_(self) -> str:
+        """The figure: pictures, bar and script. Raises ValueError where there is nothing to show."""
+        if not self.frames:
+            raise ValueError("a flipbook without drawings has nothing to show; add one first")
+        name, last = f"flipbook-{next(_NUMBERS)}", len(self.frames) - 1
+        pictures, words = [], []
+        for k, (data, label, alt) in enumerate(self.frames):
+            source = base64.b64encode(data).decode()
+            said = html.escape(alt), html.escape(label)
+            pictures.append(
+                f'<img src="data:image/png;base64,{source}" alt="{said[0]}" data-label="{said[1]}"'
+                f"{'' if k == last else ' hidden'}>"
+            )
+            words.append(f"<li><strong>{said[1]}</strong>: {said[0]}</li>")
+        control, caption = html.escape(self.control), html.escape(self.caption)
+        return (
+            f'<style>{_STYLE}</style><figure class="flipbook" id="{name}" style="--flipbook-width: {self.width}px">'
+            f"{''.join(pictures)}"
+            '<div class="flipbook-bar" hidden><button type="button">Play</button>'
+            f'<label for="{name}-slider">{control}</label>'
+            f'<input id="{name}-slider" type="range" min="0" max="{last}" step="1" value="{last}">'
+            '<output aria-live="polite"></output></div>'
+            f"<figcaption>{caption}</figcaption>"
+            f"<details><summary>What each drawing shows, in words</summary><ol>{''.join(words)}</ol></details>"
+            f"</figure><script>{_SCRIPT.replace('NAME', name)}</script>"
+        )
+
+    def __repr__(self) -> str:
+        return f"Flipbook of {len(self.frames)} drawings: {self.caption}"

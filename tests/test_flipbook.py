@@ -1,0 +1,85 @@
+"""Moving figures: what is stored, what is said in words, and what is refused. The browser test moves them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from minicl.flipbook import Flipbook
+
+
+def drawing(shade: float) -> plt.Figure:
+    figure = plt.figure(figsize=(2, 1), dpi=50, facecolor=str(shade))
+    return figure
+
+
+def three() -> Flipbook:
+    book = Flipbook("Grey & greyer", "shade", colors=8)
+    for k, shade in enumerate((0.2, 0.5, 0.8)):
+        book.add(drawing(shade), f"step {k}", f'a plate of shade "{shade}"')
+    return book
+
+
+def pictures(page: str) -> list[Image.Image]:
+    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"base64,([^\"]+)\"", page)]
+
+
+def test_holds_every_drawing_as_it_was() -> None:
+    found = pictures(three()._repr_html_())
+    assert [picture.size for picture in found] == [(100, 50)] * 3
+    shades = [np.asarray(picture.convert("L"))[25, 50] / 255 for picture in found]
+    np.testing.assert_allclose(shades, [0.2, 0.5, 0.8], atol=0.01)
+
+
+def test_without_scripts_the_last_drawing_stays_and_the_words_are_there() -> None:
+    page = three()._repr_html_()
+    tags = re.findall(r"<img [^>]*>", page)
+    assert [tag.endswith(" hidden>") for tag in tags] == [True, True, False]
+    assert '<div class="flipbook-bar" hidden>' in page  # a slider that cannot move is not shown
+    assert page.count("<li>") == 3
+    assert "<strong>step 1</strong>: a plate of shade &quot;0.5&quot;" in page
+
+
+def test_slider_has_a_place_for_each_drawing_and_a_label() -> None:
+    page = three()._repr_html_()
+    slider = re.search(r'<input id="([^"]+)" type="range" min="0" max="2"', page)
+    assert slider is not None
+    assert f'<label for="{slider[1]}">shade</label>' in page
+
+
+def test_two_on_a_page_do_not_mix() -> None:
+    names = re.findall(r'class="flipbook" id="([^"]+)"', three()._repr_html_() + three()._repr_html_())
+    assert len(set(names)) == 2
+
+
+def test_text_cannot_break_the_page() -> None:
+    book = Flipbook("a < b & c", '"quoted"')
+    book.add(drawing(0.5), "<b>", "x > y")
+    page = book._repr_html_()
+    assert "a &lt; b &amp; c" in page
+    assert "<b>" not in page
+
+
+def test_closes_what_it_has_stored() -> None:
+    before = plt.get_fignums()
+    three()
+    assert plt.get_fignums() == before
+
+
+@pytest.mark.parametrize(("label", "alt"), [("", "words"), ("step", " ")])
+def test_refuses_a_drawing_without_words(label: str, alt: str) -> None:
+    figure = drawing(0.5)
+    with pytest.raises(ValueError, match="label and an alt"):
+        Flipbook("caption", "step").add(figure, label, alt)
+    plt.close(figure)
+
+
+def test_refuses_to_show_nothing() -> None:
+    with pytest.raises(ValueError, match="add one first"):
+        Flipbook("caption", "step")._repr_html_()
