@@ -23,6 +23,8 @@ from .replay.agem import AGEM
 from .replay.derpp import DERpp
 from .replay.er import ER
 from .replay.gem import GEM
+from .results import load_results
+from .sweeps import Sweep, sweep
 from .tasks import SCENARIOS, STREAMS, Task, TaskStream, permuted, rotated, split
 from .training import evaluate, run
 
@@ -89,6 +91,7 @@ __all__ = [
     "PackNet",
     "Result",
     "Samples",
+    "Sweep",
     "Task",
     "TaskStream",
     "certify",
@@ -96,10 +99,12 @@ __all__ = [
     "cnn",
     "evaluate",
     "freeze",
+    "load_results",
     "mlp",
     "permuted",
     "plots",
     "rotated",
     "run",
     "split",
+    "sweep",
 ]

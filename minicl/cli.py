@@ -1,4 +1,7 @@
-"""The command line: `minicl run METHOD STREAM`, `minicl methods`, `minicl streams` (also `python -m minicl`)."""
+"""The command line: `minicl run METHOD STREAM`, `compare`, `table`, `plot`, `certify`, `methods`, `streams`.
+
+Also `python -m minicl`.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,10 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any], float]] = {
 """By name: the class in torch.optim, its settings, and the learning rate where none is given."""
 
 WRITTEN_AS = "minicl run finetune split-digits --scenario class --epochs 5 --seed 0 --out result.json"
+
+
+COMPARED_AS = "minicl compare finetune ewc hat,c=0.5 packnet --stream split-digits --seeds 5 --out runs"
+FIGURES = ("png", "svg", "pdf")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -105,16 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("stream", metavar="STREAM", help="KIND-DATASET, such as split-digits; see: minicl streams")
     stream = run.add_argument_group("the stream")
     stream.add_argument("--scenario", default="task", help="task, domain or class (default: task)")
-    stream.add_argument("--tasks", type=_whole(1), metavar="N", help="number of tasks (default: the stream's own)")
-    stream.add_argument("--n-train", type=_whole(1), metavar="N", help="at most so many training samples a task")
-    stream.add_argument("--root", metavar="FOLDER", help="where torchvision's data sets are, or go")
-    stream.add_argument("--download", action="store_true", help="let torchvision fetch what is missing there")
+    _stream_arguments(stream)
     network = run.add_argument_group("the network")
-    network.add_argument(
-        "--network",
-        metavar="NETWORK",
-        help="mlp:256,256 or cnn:16,32 (hidden widths, channels); default mlp:256,256, for colour images cnn:16,32,64",
-    )
+    _network_argument(network)
     network.add_argument(
         "--set",
         action="append",
@@ -123,17 +123,10 @@ def _parser() -> argparse.ArgumentParser:
         help="a hyperparameter of the method, its value as JSON; may be given again",
     )
     training = run.add_argument_group("training")
-    training.add_argument(
-        "--epochs", type=_whole(1), default=10, metavar="N", help="passes over each task (default: 10)"
-    )
-    training.add_argument("--batch-size", type=_whole(1), default=32, metavar="N", help="samples a step (default: 32)")
-    training.add_argument("--optimizer", default="sgd", help=f"{', '.join(OPTIMIZERS)} (default: sgd)")
-    training.add_argument("--lr", type=_rate, metavar="RATE", help="learning rate (default: the optimiser's)")
-    training.add_argument("--patience", type=_whole(1), metavar="N", help="stop early, by validation accuracy")
+    _training_arguments(training)
     training.add_argument(
         "--seed", type=_whole(0, 2**32 - 1), default=0, metavar="N", help="of everything random (default: 0)"
     )
-    training.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
     training.add_argument(
         "--checkpoint", metavar="FOLDER", help="write everything there after each task, and go on from what is there"
     )
@@ -142,6 +135,53 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
     output.add_argument("--quiet", action="store_true", help="no progress bar")
 
+    compare = commands.add_parser(
+        "compare", help="run several methods on several streams, over seeds; again to finish it", epilog=COMPARED_AS
+    )
+    compare.set_defaults(command=_compare)
+    compare.add_argument("methods", metavar="METHOD", nargs="+", help="names; with hyperparameters: hat,c=1,s_max=100")
+    compare.add_argument(
+        "--stream",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="STREAM",
+        help="one or several; see: minicl streams",
+    )
+    stream = compare.add_argument_group("the streams")
+    stream.add_argument("--scenario", nargs="+", default=["task"], help="one or several of task, domain, class")
+    _stream_arguments(stream)
+    _network_argument(compare.add_argument_group("the network"))
+    training = compare.add_argument_group("training")
+    _training_arguments(training)
+    training.add_argument("--seeds", type=_whole(1, 10**6), default=5, metavar="N", help="seeds 0 to N-1 (default: 5)")
+    work = compare.add_argument_group("where")
+    work.add_argument("--jobs", type=_whole(1), metavar="N", help="runs at once (default: one a core)")
+    work.add_argument("--backend", default="loky", help="loky (this machine's cores, the default) or dask")
+    work.add_argument("--scheduler", metavar="ADDRESS", help="of Dask, such as tcp://host:8786")
+    output = compare.add_argument_group("output")
+    output.add_argument("--out", default="runs", metavar="FOLDER", help="results, one file each (default: runs)")
+    output.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    table = commands.add_parser("table", help="print the results in a folder as a table; write CSV, Markdown, LaTeX")
+    table.set_defaults(command=_table)
+    plot = commands.add_parser("plot", help="draw the results in a folder")
+    plot.set_defaults(command=_plot)
+    for command, where in ((table, "table.csv, table.md and table.tex"), (plot, "the figures")):
+        command.add_argument("folder", metavar="FOLDER", help="where compare, or run --out, wrote its results")
+        command.add_argument("--out", metavar="FOLDER", help=f"where {where} go (default: the same)")
+    plot.add_argument("--format", default="png", help=f"{', '.join(FIGURES)} (default: png)")
+
+    certify = commands.add_parser("certify", help="check that a network has forgotten nothing, bit for bit")
+    certify.set_defaults(command=_certify)
+    certify.add_argument("learner", metavar="PATH", help="a folder that run --checkpoint wrote, or a learner's file")
+    certify.add_argument("--stream", metavar="STREAM", help="of the tasks; a checkpoint of a named stream knows it")
+    stream = certify.add_argument_group("the stream, where it is named")
+    stream.add_argument("--scenario", default="task", help="task, domain or class (default: task)")
+    stream.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0, metavar="N", help="its seed (default: 0)")
+    _stream_arguments(stream)
+    _network_argument(certify.add_argument_group("the network"))
+
     methods = commands.add_parser("methods", help="list the methods and their hyperparameters")
     methods.set_defaults(command=_methods)
     streams = commands.add_parser("streams", help="list the streams of tasks")
@@ -149,6 +189,30 @@ def _parser() -> argparse.ArgumentParser:
     for command in (methods, streams):
         command.add_argument("--json", action="store_true", help="for programs")
     return parser
+
+
+def _stream_arguments(group: Any) -> None:
+    group.add_argument("--tasks", type=_whole(1), metavar="N", help="number of tasks (default: the stream's own)")
+    group.add_argument("--n-train", type=_whole(1), metavar="N", help="at most so many training samples a task")
+    group.add_argument("--root", metavar="FOLDER", help="where torchvision's data sets are, or go")
+    group.add_argument("--download", action="store_true", help="let torchvision fetch what is missing there")
+
+
+def _network_argument(group: Any) -> None:
+    group.add_argument(
+        "--network",
+        metavar="NETWORK",
+        help="mlp:256,256 or cnn:16,32 (hidden widths, channels); default mlp:256,256, for colour images cnn:16,32,64",
+    )
+
+
+def _training_arguments(group: Any) -> None:
+    group.add_argument("--epochs", type=_whole(1), default=10, metavar="N", help="passes over each task (default: 10)")
+    group.add_argument("--batch-size", type=_whole(1), default=32, metavar="N", help="samples a step (default: 32)")
+    group.add_argument("--optimizer", default="sgd", help=f"{', '.join(OPTIMIZERS)} (default: sgd)")
+    group.add_argument("--lr", type=_rate, metavar="RATE", help="learning rate (default: the optimiser's)")
+    group.add_argument("--patience", type=_whole(1), metavar="N", help="stop early, by validation accuracy")
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
 
 
 # torch and everything that needs it are imported by the commands: `minicl --help` answers at once.
@@ -164,47 +228,34 @@ def _version() -> str:
 
 
 def _run(given: argparse.Namespace) -> int:
-    import torch
-
     import minicl
 
-    from . import files
+    from . import files, networks
     from .tasks import check_scenario
     from .training import check_device
 
     method = _one_of("method", given.method, minicl.METHODS)
     hyperparameters = _hyperparameters(given.method, method, given.set)
-    optimizer, settings, lr = _one_of("optimizer", given.optimizer, OPTIMIZERS)
-    lr = lr if given.lr is None else given.lr
+    optimizer = _optimizer(given)
     check_scenario(given.scenario)
     if method.needs_task_id and given.scenario != "task":
         raise ValueError(
             f"{given.method} must be told the task id at test time, and scenario {given.scenario!r} gives none; "
             "allowed: --scenario task"
         )
-    network = None if given.network is None else _layers(given.network)
+    if given.network is not None:
+        networks.layers(given.network)
     check_device(given.device)
     if given.out is not None:
         files.check_writable(given.out)  # now, and not after an hour of training
-    kind, _, dataset = given.stream.partition("-")
-    make_stream = _one_of("stream", kind, minicl.STREAMS, f"{given.stream!r}", "-DATASET")
-    options = {"n_train": given.n_train, "root": given.root, "download": given.download}
-    if given.tasks is not None:
-        options["n_tasks"] = given.tasks
-    if dataset not in minicl.DATASETS:
-        known = ", ".join(f"{kind}-{name}" for name in minicl.DATASETS)
-        raise ValueError(f"unknown stream {given.stream!r}; allowed: {known}")
-    if given.root is None and dataset != "digits":
-        raise ValueError(f"{dataset} is read from a folder: name it with --root FOLDER, and add --download to fetch it")
-    with contextlib.redirect_stdout(sys.stderr):  # what a download says of itself is no part of the result
-        stream = make_stream(dataset, scenario=given.scenario, seed=given.seed, **options)
-    backbone = _network(network, tuple(stream[0].example.shape[1:]))
+    stream = _made(_stream(given.stream, given.scenario, given), given.seed)
+    backbone = networks.by_name(given.network, tuple(stream[0].example.shape[1:]))
     result = minicl.run(
         method(backbone, **hyperparameters),
         stream,
         epochs=given.epochs,
         batch_size=given.batch_size,
-        optimizer=partial(getattr(torch.optim, optimizer), lr=lr, **settings),
+        optimizer=optimizer,
         patience=given.patience,
         seed=given.seed,
         device=given.device,
@@ -223,6 +274,129 @@ def _run(given: argparse.Namespace) -> int:
         else _for_people(result, None if failed else given.out)
     )
     return _report(failed, FAILED) if failed else 0
+
+
+def _optimizer(given: argparse.Namespace) -> Any:
+    import torch
+
+    optimizer, settings, lr = _one_of("optimizer", given.optimizer, OPTIMIZERS)
+    return partial(getattr(torch.optim, optimizer), lr=lr if given.lr is None else given.lr, **settings)
+
+
+def _stream(name: str, scenario: str, given: argparse.Namespace) -> Any:
+    """What makes the stream of that name, given a seed."""
+    import minicl
+
+    from .tasks import check_scenario
+
+    check_scenario(scenario)
+    kind, _, dataset = name.partition("-")
+    make_stream = _one_of("stream", kind, minicl.STREAMS, f"{name!r}", "-DATASET")
+    options = {"n_train": given.n_train, "root": given.root, "download": given.download}
+    if given.tasks is not None:
+        options["n_tasks"] = given.tasks
+    if dataset not in minicl.DATASETS:
+        known = ", ".join(f"{kind}-{name}" for name in minicl.DATASETS)
+        raise ValueError(f"unknown stream {name!r}; allowed: {known}")
+    if given.root is None and dataset != "digits":
+        raise ValueError(f"{dataset} is read from a folder: name it with --root FOLDER, and add --download to fetch it")
+    return partial(make_stream, dataset, scenario=scenario, **options)
+
+
+def _made(make: Any, seed: int) -> Any:
+    with contextlib.redirect_stdout(sys.stderr):  # what a download says of itself is no part of the result
+        return make(seed=seed)
+
+
+def _compare(given: argparse.Namespace) -> int:
+    import minicl
+
+    methods = []
+    for word in given.methods:
+        name, *pairs = word.split(",")
+        method = _one_of("method", name, minicl.METHODS)
+        methods.append((name, _hyperparameters(name, method, pairs)))
+    streams = [_stream(name, scenario, given) for name in given.stream for scenario in given.scenario]
+    for make in streams:
+        _made(make, 0)  # data that are missing, or tasks that cannot be, are found out now
+    done = minicl.sweep(
+        methods,
+        streams,
+        given.seeds,
+        out=given.out,
+        network=given.network,
+        epochs=given.epochs,
+        batch_size=given.batch_size,
+        optimizer=_optimizer(given),
+        patience=given.patience,
+        device=given.device,
+        jobs=given.jobs,
+        backend=given.backend,
+        scheduler=given.scheduler,
+        progress=False if given.quiet else None,
+    )
+    print(str(done).splitlines()[0])  # what failed has been reported
+    print(f"results in {given.out}; next: minicl table {given.out}")
+    return FAILED if done.failures else 0
+
+
+def _table(given: argparse.Namespace) -> int:
+    from . import results
+
+    whole = results.table(_there(given.folder))
+    print(results.as_markdown(whole))
+    print("written to " + ", ".join(map(str, results.write_table(whole, given.out or given.folder))))
+    return 0
+
+
+def _plot(given: argparse.Namespace) -> int:
+    from . import plots, results
+
+    _one_of("format", given.format, dict.fromkeys(FIGURES))
+    for path in plots.all_figures(results.load_all(_there(given.folder)), given.out or given.folder, given.format):
+        print(path)
+    return 0
+
+
+def _there(folder: str) -> str:
+    """The folder, after telling in one line each of files there that are damaged."""
+    import warnings
+
+    def tell(message: Any, *_: Any, **__: Any) -> None:
+        print(f"minicl: {message}", file=sys.stderr)
+
+    warnings.showwarning = tell
+    return folder
+
+
+def _certify(given: argparse.Namespace) -> int:
+    import minicl
+
+    from . import checkpoint, files, networks
+
+    path = checkpoint.learner_file(given.learner)
+    header, _ = files.read(path)
+    method = next((m for m in minicl.METHODS.values() if m.__name__ == header.get("method")), None)
+    if method is None:
+        raise ValueError(f"{path} holds a {header.get('method')}; allowed: {', '.join(minicl.METHODS)}")
+    if given.stream is not None:
+        stream = _made(_stream(given.stream, given.scenario, given), given.seed)
+    else:
+        settings = dict(header.get("run", {}).get("identity", {}).get("stream", {}))
+        kind = settings.pop("kind", None)
+        if kind not in minicl.STREAMS or settings.get("dataset") not in minicl.DATASETS:
+            raise ValueError(f"{path} does not say of which stream its tasks are; name it with --stream STREAM")
+        if settings["dataset"] != "digits" and given.root is None:
+            raise ValueError(f"{settings['dataset']} is read from a folder: name it with --root FOLDER")
+        accepted = inspect.signature(minicl.STREAMS[kind]).parameters
+        kept = {name: value for name, value in settings.items() if name in accepted}
+        stream = minicl.STREAMS[kind](**kept, root=given.root, download=given.download)
+    backbone = networks.by_name(given.network, tuple(stream[0].example.shape[1:]))
+    try:
+        learner = method.load(path, backbone)
+    except ValueError as error:
+        raise ValueError(f"{error}; was it trained with --network {given.network or '(the default)'}?") from error
+    return 0 if minicl.certify(learner, stream) else FAILED
 
 
 def _one_of(what: str, name: str, allowed: Any, said: str | None = None, suffix: str = "") -> Any:
@@ -276,27 +450,6 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in (bool, str):
         return isinstance(value, hint)
     return origin is None or isinstance(value, (list, dict))
-
-
-def _layers(spec: str) -> tuple[str, list[int]]:
-    """Kind and sizes from words: "mlp:256,256" or "cnn:16,32"."""
-    kind, _, sizes = spec.partition(":")
-    try:
-        widths = [int(size) for size in sizes.split(",")]
-    except ValueError:
-        widths = []
-    if kind not in ("mlp", "cnn") or not widths or min(widths) < 1:
-        raise ValueError(f"--network is {spec!r}; allowed: mlp:WIDTH,WIDTH,... or cnn:CHANNELS,CHANNELS,...")
-    return kind, widths
-
-
-def _network(layers: tuple[str, list[int]] | None, shape: tuple[int, ...]) -> Any:
-    """A backbone for inputs of this shape; convolutions by default for colour images."""
-    import minicl
-
-    colour = len(shape) == 3 and shape[0] > 1
-    kind, widths = layers or (("cnn", [16, 32, 64]) if colour else ("mlp", [256, 256]))
-    return minicl.mlp(math.prod(shape), *widths) if kind == "mlp" else minicl.cnn(shape[0], *widths)
 
 
 def _methods(given: argparse.Namespace) -> int:

@@ -197,17 +197,20 @@ class Result:
             FileNotFoundError: no such file.
             ValueError: the file is damaged, or something else.
         """
-        value = files.read_json(path)
-        if (
-            not isinstance(value, dict)
-            or value.pop("kind", None) != "result"
-            or value.pop("format", None) != files.FORMAT
-        ):
-            raise ValueError(f"{str(path)!r} holds no result of minicl (format {files.FORMAT})")
         try:
-            return cls(**_decoded(value))
+            return cls.from_json(files.read_json(path))
+        except _NoResult as error:
+            raise ValueError(f"{str(path)!r} holds {error}") from error
+
+    @classmethod
+    def from_json(cls, value: Any) -> Result:
+        """The inverse of `as_json`; ValueError where that is no result, or a damaged one."""
+        if not isinstance(value, dict) or value.get("kind") != "result" or value.get("format") != files.FORMAT:
+            raise _NoResult(f"no result of minicl (format {files.FORMAT})")
+        try:
+            return cls(**_decoded({name: item for name, item in value.items() if name not in ("kind", "format")}))
         except (TypeError, ValueError, KeyError, OverflowError, RecursionError, AttributeError) as error:
-            raise ValueError(f"{str(path)!r} holds a result that is incomplete or damaged: {error}") from error
+            raise _NoResult(f"a result that is incomplete or damaged: {error}") from error
 
     def __str__(self) -> str:
         numbers = [f"ACC {self.average_accuracy:.1%}"]
@@ -215,6 +218,10 @@ class Result:
             numbers += [f"BWT {self.backward_transfer:+.1%}", f"F {self.forgetting:.1%}"]
         name, tasks = self.stream.get("name", "stream"), f"{len(self.accuracy)} task{'s' * (len(self.accuracy) > 1)}"
         return f"{self.method} on {name} ({self.scenario}, {tasks}): " + ", ".join(numbers)
+
+
+class _NoResult(ValueError):
+    pass
 
 
 def _encoded(value: Any) -> Any:

@@ -6,6 +6,7 @@ Any other `nn.Module` with that shape of output serves as well; these are here s
 from __future__ import annotations
 
 import hashlib
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -77,6 +78,29 @@ def cnn(
         if pool > 1:
             layers.append(nn.MaxPool2d(pool))
     return _drawn(nn.Sequential(*layers, nn.Flatten()))
+
+
+def layers(name: str) -> tuple[str, list[int]]:
+    """Kind and sizes from a name: "mlp:256,256" (hidden widths) or "cnn:16,32" (channels).
+
+    Raises:
+        ValueError: a name that is neither.
+    """
+    kind, _, sizes = name.partition(":")
+    try:
+        widths = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        widths = []
+    if kind not in ("mlp", "cnn") or not widths or min(widths) < 1:
+        raise ValueError(f"the network is {name!r}; allowed: mlp:WIDTH,WIDTH,... or cnn:CHANNELS,CHANNELS,...")
+    return kind, widths
+
+
+def by_name(name: str | None, shape: tuple[int, ...]) -> nn.Sequential:
+    """The network of that name for inputs of this shape; None: "mlp:256,256", for colour images "cnn:16,32,64"."""
+    colour = len(shape) == 3 and shape[0] > 1
+    kind, widths = layers(name or ("cnn:16,32,64" if colour else "mlp:256,256"))
+    return mlp(math.prod(shape), *widths) if kind == "mlp" else cnn(shape[0], *widths)
 
 
 def _after(activation: type[nn.Module], norm: nn.Module | None, dropout: float) -> list[nn.Module]:

@@ -8,8 +8,10 @@ and line style, bars in hatch.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -276,6 +278,80 @@ def learning_curves(results: Result | Sequence[Result], ax: Axes | None = None) 
     _percent(ax)
     _legend(ax, len(groups), None)
     return ax
+
+
+def accuracy_by_method(results: Result | Sequence[Result], ax: Axes | None = None) -> Axes:
+    """Average accuracy in the end, a line for each method; several results of a method are seeds.
+
+    Args:
+        results: one result, or several.
+        ax: axes to draw on; new ones where none are given.
+
+    Raises:
+        TypeError: something that is no result.
+        ValueError: no results, or results of a method that cannot be averaged.
+    """
+    groups = _by_method(results)
+    ax = _axes(ax, figsize=(6.4, 1.0 + 0.34 * len(groups)))
+    for y, (name, group) in enumerate(groups.items()):
+        mean, half = mean_and_interval([r.average_accuracy for r in group])
+        line = line_of(name) | {"linestyle": "none", "markersize": 8}
+        ax.errorbar(float(mean), y, xerr=float(half) if len(group) > 1 else None, capsize=3, **line)
+    ax.set_yticks(range(len(groups)), list(groups))
+    ax.invert_yaxis()
+    ax.set_xlabel("average accuracy after the last task")
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    return ax
+
+
+def accuracy_against_bytes(results: Result | Sequence[Result], ax: Axes | None = None) -> Axes:
+    """Average accuracy in the end against all bytes that a method stores, weights and whatever it keeps beside them.
+
+    Args and errors as for `accuracy_by_method`; the results must come from `run`, which counts the bytes.
+    """
+    groups = _by_method(results)
+    ax = _axes(ax, figsize=(7.4, 4.4))
+    for name, group in groups.items():
+        stored = [r.capacity["bytes"] + r.capacity["extra_bytes"] for r in group if "bytes" in r.capacity]
+        if len(stored) < len(group):
+            raise ValueError(f"a result of {name} does not say how many bytes it stores; draw results of minicl.run")
+        mean, half = mean_and_interval([r.average_accuracy for r in group])
+        line = line_of(name) | {"linestyle": "none", "markersize": 9}
+        yerr = float(half) if len(group) > 1 else None
+        ax.errorbar(float(np.mean(stored)), float(mean), yerr=yerr, capsize=3, label=name, **line)
+    ax.set_xscale("log")
+    ax.set_xlabel("bytes stored, weights included")
+    ax.set_ylabel("average accuracy\nafter the last task")
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    _legend(ax, len(groups), None)
+    return ax
+
+
+def all_figures(results: Sequence[Result], folder: str | Path, kind: str = "png") -> list[Path]:
+    """Draw `accuracy_by_method`, `accuracy_over_time` and `accuracy_against_bytes`, each for every stream; the paths.
+
+    Methods that occur with several settings are drawn apart, and named with what differs.
+
+    Args:
+        results: of any methods and streams.
+        folder: made if it is not there.
+        kind: "png", "svg" or "pdf".
+    """
+    from .results import by_stream
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    with mpl.rc_context():
+        style()
+        for name, group in by_stream(results).items():
+            for draw in (accuracy_by_method, accuracy_over_time, accuracy_against_bytes):
+                ax = draw(group)
+                ax.set_title(name)  # and the figure is pyplot's current one
+                paths.append(folder / f"{draw.__name__}-{re.sub(r'[^a-zA-Z0-9]+', '-', name).strip('-')}.{kind}")
+                plt.savefig(paths[-1])
+                plt.close()
+    return paths
 
 
 def mean_and_interval(values: ArrayLike, axis: int = 0) -> tuple[Array, Array]:
