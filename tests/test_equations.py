@@ -1,0 +1,61 @@
+"""Each numbered equation of the book and the function that computes it: the table that ties them has no hole."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pydoc
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def table() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("equations", ROOT / "tools" / "equations.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+equations = table()
+PAGES = sorted(p for kind in ("*.ipynb", "*.md") for p in (ROOT / "book").rglob(kind) if ".ipynb_ch" not in str(p))
+
+
+def labels(page: Path) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb":
+        text = "\n\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+    return re.findall(r"^\s*\$\$\s*\(([\w:-]+)\)", text, re.MULTILINE) + re.findall(
+        r"^:label:\s*(\S+)", text, re.MULTILINE
+    )
+
+
+def test_each_numbered_equation_has_a_function_or_a_reason() -> None:
+    for page in PAGES:
+        for label in labels(page):
+            known = (label in equations.FUNCTIONS) + (label in equations.WITHOUT)
+            assert known == 1, (
+                f"{page.name}: name the function that is the equation {label} in FUNCTIONS of tools/equations.py, "
+                "or the reason why there is none in WITHOUT"
+            )
+
+
+def test_the_table_names_only_equations_that_are_there() -> None:
+    there = [label for page in PAGES for label in labels(page)]
+    assert len(there) > 30
+    assert len(there) == len(set(there)), "two equations have the same label"
+    assert {*equations.FUNCTIONS, *equations.WITHOUT} <= set(there)
+
+
+@pytest.mark.parametrize("name", sorted(equations.EQUATIONS))
+def test_each_function_of_the_table_exists(name: str) -> None:
+    found = pydoc.locate(name)
+    assert callable(found), f"tools/equations.py names {name}, which is not there"
+    assert found.__doc__
+    assert name == f"{found.__module__}.{found.__qualname__}", "name it where it is defined, as the API page does"

@@ -1,0 +1,132 @@
+"""Sphinx extension: what is left to do when the pages are written, so that they are light and open to everyone.
+
+- Light: a page loads only what it uses. The theme brings 1.5 MB of icons as a script and 0.5 MB of styles, of which a
+  few icons and a fifth of the rules are used; MathJax's usual bundle brings menus and formats that no page needs.
+- Open: markup that assistive technology would stumble over (signatures, the bibliography, empty headers) is put right.
+- Quiet: thebe, which would fetch scripts from another host, is off.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import tinycss2
+from fontTools import subset, ttLib
+from sphinx.application import Sphinx
+
+# From MathJax's own components: TeX in, HTML out, and MathML beside it for screen readers.
+MATHJAX = {"loader": {"load": ["input/tex", "output/chtml", "a11y/assistive-mml"]}}
+
+STYLES = ("styles/pydata-sphinx-theme.css", "sphinx-design.min.css", "mystnb.*.css")
+ICONS = "vendor/fontawesome/webfonts/fa-solid-900"
+WORD = re.compile(r"[\w-]+")
+
+
+# The markup of a page
+
+
+def _signature(match: re.Match[str]) -> str:
+    """A signature of several lines: Sphinx writes a list without terms inside a term, which is no list."""
+    text = match.group()
+    for old, new in (
+        ("<dl>", '<span class="sig-lines">'),
+        ("</dl>", "</span>"),
+        ("<dd>", '<span class="sig-line">'),
+        ("</dd>", "</span>"),
+    ):
+        text = text.replace(old, new)
+    return text
+
+
+def mended(page: str) -> str:
+    """The page as it is published."""
+    page = re.sub(r'\s*<script src="[^"]*/fontawesome\.js[^"]*"></script>', "", page)
+    page = re.sub(r'\s*<link href="[^"]*/sphinx-thebe\.css[^"]*"[^>]*>', "", page)
+    page = re.sub(r'<dt class="sig .*?</dt>', _signature, page, flags=re.DOTALL)
+    page = page.replace('role="doc-biblioentry"', 'role="listitem"')  # its parent is a list
+    page = re.sub(r"<th([^>]*)>\s*(?:<p>\s*</p>)?\s*</th>", r"<td\1></td>", page)  # a corner is no header
+    for style in STYLES:
+        name = re.escape(style.removesuffix(".css")).replace(r"\*", r'[^"?]*')
+        page = re.sub(rf'(_static/{name})(?<!\.used)\.css(\?[^"]*)?"', r'\1.used.css\2"', page)
+    return page
+
+
+# Styles and icons
+
+
+def _is_used(selector: str, words: set[str]) -> bool:
+    """Whether every class that a selector asks for is a word of some page or script."""
+    selector = re.sub(r":not\([^()]*\)", "", selector)
+    classes = re.findall(r"\.((?:[\w-]|\\.)+)", selector)
+    return all(name.replace("\\", "") in words or name.startswith("bs-") for name in classes)
+
+
+def used_rules(rules: list[Any], words: set[str]) -> str:
+    """Those rules of a style sheet that could apply to a page made of these words."""
+    kept: list[str] = []
+    for rule in rules:
+        if rule.type == "at-rule" and rule.lower_at_keyword in ("media", "supports") and rule.content is not None:
+            inner = used_rules(tinycss2.parse_rule_list(rule.content, skip_comments=True, skip_whitespace=True), words)
+            if inner:
+                kept.append(f"@{rule.at_keyword}{tinycss2.serialize(rule.prelude)}{{{inner}}}")
+        elif rule.type == "qualified-rule":
+            selectors = re.split(r",(?![^()\[]*[)\]])", tinycss2.serialize(rule.prelude))
+            used = [selector.strip() for selector in selectors if _is_used(selector, words)]
+            if used:
+                kept.append(f"{','.join(used)}{{{tinycss2.serialize(rule.content)}}}")
+        else:
+            kept.append(rule.serialize())
+    return "\n".join(kept)
+
+
+def lighten(html: Path) -> None:
+    """Write, beside each large style sheet and the icons' font, one with what the book uses."""
+    static = html / "_static"
+    scripts = [p for p in static.rglob("*.js") if "mathjax" not in p.parts and p.name != "fontawesome.js"]
+    words: set[str] = set()
+    for file in [*html.rglob("*.html"), *scripts]:
+        words.update(WORD.findall(file.read_text(encoding="utf-8")))
+    icons = {0x20}
+    for file in [p for pattern in STYLES for p in static.glob(pattern) if ".used." not in p.name]:
+        rules = tinycss2.parse_stylesheet(file.read_text(encoding="utf-8"), skip_comments=True, skip_whitespace=True)
+        used = used_rules(rules, words).replace(f'{ICONS}.woff2) format("woff2")', f'{ICONS}.used.woff) format("woff")')
+        file.with_suffix(".used.css").write_text(used, encoding="utf-8")
+    for file in static.rglob("*.css"):
+        if file.with_suffix(".used.css").exists():
+            continue
+        text = file.read_text(encoding="utf-8")
+        icons |= {int(code, 16) for code in re.findall(r"\\(f[0-9a-f]{3})\b", text)}
+        icons |= {ord(character) for character in text if "\uf000" <= character <= "\uf8ff"}
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
+    font = ttLib.TTFont(static / f"{ICONS}.ttf")
+    subsetter = subset.Subsetter()
+    subsetter.populate(unicodes=icons)
+    subsetter.subset(font)
+    font.flavor = "woff"
+    font.save(static / f"{ICONS}.used.woff")
+
+
+def _configure(app: Sphinx, config: Any) -> None:
+    for listeners in app.events.listeners.values():
+        listeners[:] = [one for one in listeners if getattr(one.handler, "__module__", None) != "sphinx_thebe"]
+    config.mathjax_path = "mathjax/startup.js"
+    config.mathjax3_config = MATHJAX
+
+
+def _finish(app: Sphinx, exception: Exception | None) -> None:
+    if exception is not None or app.builder.name != "html":
+        return
+    html = Path(app.outdir)
+    for page in html.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(mended(text), encoding="utf-8")
+    lighten(html)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("config-inited", _configure)
+    app.connect("build-finished", _finish, priority=900)  # when every file lies where it belongs
+    return {"parallel_read_safe": True}
