@@ -15,12 +15,16 @@ The strengths are those of the authors' scripts, which differ from scenario to s
 - MAS: theirs is the mean over outputs, ours the sum, so lam is theirs divided by the final number of outputs; and
   theirs takes the absolute value of a batch's gradient, ours that of each image's, which is larger.
 - LwF: temperature 2; every old head counts as much as the new one, and is not multiplied by the temperature's square.
+  Two variants, which weight old outputs more, show what that changes.
+- Rehearsal: 1,100 images, an equal share a task; half of a batch of 128 is new, half remembered. GEM: as many images,
+  margin 0.5, SGD 0.01.
 - One optimiser serves all tasks, as there: Adam's moments live on when a task begins.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
 from collections.abc import Callable
@@ -30,7 +34,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import minicl
 from minicl import files
@@ -40,6 +44,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "split_mnist.json"
 TASKS, EPOCHS, BATCH, WIDTHS = 5, 4, 128, (1024, 400, 400)
 ADAM = partial(torch.optim.Adam, lr=1e-3, fused=True)  # the same steps, in one pass over the weights
+OTHER_OPTIMIZERS = {"GEM": partial(torch.optim.SGD, lr=0.01)}
 
 # The authors' coefficients, by scenario.
 STRENGTHS = {
@@ -50,6 +55,30 @@ STRENGTHS = {
 }
 OUTPUTS = {"task": 2, "domain": 2, "class": 10}
 
+MEMORY = 1100
+
+
+class LwFGrowing(minicl.LwF):
+    """Old outputs weigh T^2 a task learned before, so that every task counts as much as every other."""
+
+    def learn(self, task: minicl.Task, fit: minicl.Fit) -> None:
+        self.lam = self.temperature**2 * len(self.learned)
+        super().learn(task, fit)
+
+
+class LwFBeside(LwFGrowing):
+    """In "class", old outputs are distilled in a softmax over all outputs: new ones should have stayed near zero."""
+
+    def loss(self, x: Tensor, y: Tensor, task_id: int | None = None) -> Tensor:
+        if not self.old or self.scenario != "class":
+            return super().loss(x, y, task_id)
+        logits = self(x)
+        with torch.no_grad():
+            p = (F.linear(self.old[0](x), *self.old_outputs) / self.temperature).softmax(1)
+        log_q = (logits / self.temperature).log_softmax(1)[:, : p.shape[1]]
+        return self.cross_entropy(logits, y) - self.lam * (p * log_q).sum() / len(x)
+
+
 METHODS: dict[str, Callable[[nn.Module, str], minicl.Learner]] = {
     "fine-tuning": lambda net, s: minicl.FineTune(net),
     "EWC": lambda net, s: minicl.EWC(net, lam=2 * STRENGTHS["EWC"][s], samples=1000),
@@ -57,7 +86,15 @@ METHODS: dict[str, Callable[[nn.Module, str], minicl.Learner]] = {
     "SI": lambda net, s: minicl.SI(net, c=STRENGTHS["SI"][s], xi=0.1),
     "MAS": lambda net, s: minicl.MAS(net, lam=STRENGTHS["MAS"][s] / OUTPUTS[s], samples=1000),
     "LwF": lambda net, s: minicl.LwF(net, lam=1.0, temperature=2.0),
+    "rehearsal": lambda net, s: minicl.ER(net, budget=MEMORY, share="task"),
+    "GEM": lambda net, s: minicl.GEM(net, budget=MEMORY, margin=0.5),
     "joint": lambda net, s: minicl.Joint(net),
+}
+# Weights of LwF's old outputs that the table does not say: what difference they make.
+VARIANTS: dict[str, Callable[[nn.Module, str], minicl.Learner]] = {
+    "LwF, old outputs x 4": lambda net, s: minicl.LwF(net, lam=4.0, temperature=2.0),
+    "LwF, old outputs x 4 (t - 1)": lambda net, s: LwFGrowing(net, temperature=2.0),
+    "LwF, old outputs x 4 (t - 1), beside the new": lambda net, s: LwFBeside(net, temperature=2.0),
 }
 
 # Mean and standard deviation of ten runs, in percent, Table 2 of Hsu et al. 2018.
@@ -68,6 +105,8 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
     "SI": {"task": (98.56, 0.49), "domain": (64.76, 3.09), "class": (19.67, 0.09)},
     "MAS": {"task": (99.22, 0.21), "domain": (68.57, 6.85), "class": (19.52, 0.29)},
     "LwF": {"task": (99.60, 0.03), "domain": (71.02, 1.26), "class": (24.17, 0.33)},
+    "rehearsal": {"task": (99.40, 0.08), "domain": (95.16, 0.49), "class": (90.78, 0.85)},
+    "GEM": {"task": (98.42, 0.10), "domain": (96.16, 0.35), "class": (92.20, 0.12)},
     "joint": {"task": (99.52, 0.16), "domain": (98.59, 0.15), "class": (97.53, 0.30)},
 }
 
@@ -82,23 +121,29 @@ def mnist(root: str) -> tuple[Samples, Samples]:
     return ready(train), ready(test)
 
 
-def learn(learner: minicl.Learner, task: minicl.Task, optimizer: list[torch.optim.Optimizer], epochs: int) -> None:
+def learn(
+    learner: minicl.Learner,
+    task: minicl.Task,
+    optimizer: list[torch.optim.Optimizer],
+    epochs: int,
+    make: Callable[..., torch.optim.Optimizer] = ADAM,
+) -> None:
     """Learn a task with the one optimiser of all tasks; `optimizer` is a list that holds it once there is one."""
 
     def fit(epochs: int = epochs, tasks: list[minicl.Task] | None = None) -> None:
         if not optimizer:
-            optimizer.append(learner.protect(ADAM(learner.parameters())))
+            optimizer.append(learner.protect(make(learner.parameters())))
         known = {id(p) for group in optimizer[0].param_groups for p in group["params"]}
-        new = [p for p in learner.parameters() if id(p) not in known]
-        if new:
-            optimizer[0].add_param_group({"params": new})
+        if heads := [p for p in learner.parameters() if id(p) not in known]:
+            optimizer[0].add_param_group({"params": heads})
         several = [task] if tasks is None else tasks
         x, y = torch.cat([t.make("train").x for t in several]), torch.cat([t.make("train").y for t in several])
         ids = torch.cat([torch.full((len(t.make("train")),), t.id) for t in several])
         task_id = task.id if task.scenario == "task" else None
         learner.train()
+        new = BATCH // 2 if isinstance(learner, minicl.ER) and learner.learned else BATCH  # the rest is remembered
         for _ in range(epochs):
-            batches = torch.randperm(len(y)).split(BATCH)
+            batches = torch.randperm(len(y)).split(new)
             for step, rows in enumerate(batches):
                 learner.before_step(step / (len(batches) - 1))
                 optimizer[0].zero_grad()
@@ -115,7 +160,7 @@ def one_run(
     """The accuracy matrix of one run; joint training is trained once, in the end, on everything."""
     torch.manual_seed(seed)
     stream = minicl.split(data, TASKS, scenario, seed, validation=0)
-    learner = METHODS[method](minicl.mlp(*WIDTHS), scenario)
+    learner = {**METHODS, **VARIANTS}[method](minicl.mlp(*WIDTHS), scenario)
     optimizer: list[torch.optim.Optimizer] = []
     R: list[list[float | None]] = []
     for i, task in enumerate(stream):
@@ -123,7 +168,7 @@ def one_run(
             learner.learn(task, lambda tasks: None)
             R.append([None] * TASKS)
         else:
-            learn(learner, task, optimizer, epochs)
+            learn(learner, task, optimizer, epochs, OTHER_OPTIMIZERS.get(method, ADAM))
             R.append([minicl.evaluate(learner, t) if j <= i else None for j, t in enumerate(stream)])
     last = [value for value in R[-1] if value is not None]
     return {"method": method, "scenario": scenario, "seed": seed, "accuracy": R, "ACC": sum(last) / TASKS}
@@ -138,12 +183,27 @@ def table(runs: list[dict[str, Any]]) -> str:
     for method in METHODS:
         cells = []
         for scenario in minicl.SCENARIOS:
-            found = [100 * r["ACC"] for r in runs if (r["method"], r["scenario"]) == (method, scenario)]
-            spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
-            cells.append(f"{statistics.mean(found):.2f}{spread} ({len(found)})" if found else "not yet run")
             mean, deviation = PUBLISHED[method][scenario]
-            cells.append(f"{mean:.2f} ± {deviation:.2f}")
+            cells += [ours(runs, method, scenario), f"{mean:.2f} ± {deviation:.2f}"]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def ours(runs: list[dict[str, Any]], method: str, scenario: str) -> str:
+    """Mean and standard deviation of the runs that there are, and how many."""
+    found = [100 * r["ACC"] for r in runs if (r["method"], r["scenario"]) == (method, scenario)]
+    spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.2f}{spread} ({len(found)})" if found else "not yet run"
+
+
+def variants_table(runs: list[dict[str, Any]]) -> str:
+    """LwF, published and with old outputs weighted in three ways."""
+    lines = ["| | " + " | ".join(minicl.SCENARIOS) + " |", "|---" * 4 + "|"]
+    for method in ("LwF", *VARIANTS):
+        cells = [ours(runs, method, scenario) for scenario in minicl.SCENARIOS]
+        lines.append(f"| {method.replace(' x ', ' × ')} | " + " | ".join(cells) + " |")
+    published = [f"{mean:.2f} ± {deviation:.2f}" for mean, deviation in PUBLISHED["LwF"].values()]
+    lines.append("| LwF, published | " + " | ".join(published) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -151,7 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True, help="the folder that holds MNIST, as torchvision lays it out")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default: 3 of them)")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *VARIANTS], default=[*METHODS, *VARIANTS])
     parser.add_argument("--scenarios", nargs="+", choices=minicl.SCENARIOS, default=list(minicl.SCENARIOS))
     parser.add_argument("--out", type=Path, default=Path("split_mnist_runs"), help="a folder for one file a run")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where all runs are gathered, with the table")
@@ -161,7 +221,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     def place(method: str, scenario: str, seed: int) -> Path:
-        return arguments.out / f"{method.replace(' ', '-')}-{scenario}-{seed}-{arguments.epochs}.json"
+        return arguments.out / f"{re.sub('[^a-zA-Z0-9]+', '-', method)}-{scenario}-{seed}-{arguments.epochs}.json"
 
     stored = files.read_json(arguments.results) if arguments.results.exists() else {"epochs": None, "runs": []}
     if stored["epochs"] == arguments.epochs:  # what has been gathered before need not be run again
@@ -182,7 +242,8 @@ def main() -> None:
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(arguments.results, {"epochs": arguments.epochs, "runs": runs})
     arguments.results.with_suffix(".md").write_text(table(runs), encoding="utf-8")
-    sys.stdout.write("\n" + table(runs))
+    arguments.results.with_name("split_mnist_lwf.md").write_text(variants_table(runs), encoding="utf-8")
+    sys.stdout.write("\n" + table(runs) + "\n" + variants_table(runs))
 
 
 if __name__ == "__main__":

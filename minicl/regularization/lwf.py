@@ -6,9 +6,11 @@ The new task's own images, answered by the network as it was before training, ar
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -18,15 +20,16 @@ from .quadratic import check_number
 
 
 def distillation(
-    logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"], temperature: float
+    logits: Float[Tensor, "batch *heads classes"], targets: Float[Tensor, "batch *heads classes"], temperature: float
 ) -> Float[Tensor, ""]:
     """- mean over samples of sum_i p_i log q_i: p, q the softmax of recorded and of present logits at temperature T.
 
     Li and Hoiem 2016, Eqs. 2 and 3: the recorded probabilities, raised to 1/T and normalised again, are the targets.
+    Of several heads, the sum.
     """
-    p = (targets / temperature).softmax(1)
-    log_q = (logits / temperature).log_softmax(1)
-    return -(p * log_q).sum(1).mean()
+    p = (targets / temperature).softmax(-1)
+    log_q = (logits / temperature).log_softmax(-1)
+    return torch.dot(p.flatten(), log_q.flatten()) / -len(logits)
 
 
 class LwF(Learner):
@@ -51,13 +54,15 @@ class LwF(Learner):
         super().__init__(backbone, lam=lam, temperature=temperature)
         self.lam, self.temperature = lam, temperature
         self.old: list[nn.Module] = []  # in a list, so that the copies are neither trained nor saved
+        self.old_outputs: tuple[Tensor, ...] = ()  # weight and bias of all the old heads in one
+        self.held: list[nn.Linear] = []  # the same heads as they are trained now
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.remember(task)
         try:
             fit()
         finally:
-            self.old = []
+            self.old, self.held, self.old_outputs = [], [], ()
 
     def remember(self, task: Task) -> None:
         """Copy the backbone and the heads that are to keep their answers, before the first step is taken."""
@@ -67,6 +72,8 @@ class LwF(Learner):
             self.old = [copy.deepcopy(self.backbone).eval(), copy.deepcopy(nn.ModuleDict(kept)).eval()]
             for module in self.old:
                 module.requires_grad_(False)
+            self.held = [head for head in kept.values() if isinstance(head, nn.Linear)]
+            self.old_outputs = tuple(t.detach().clone() for t in stacked(self.held))
 
     def _answers(self, name: str, task_id: int) -> bool:
         """Whether the head of this name had answers before this task; in "class", rows that stand before its own."""
@@ -80,21 +87,25 @@ class LwF(Learner):
             return super().loss(x, y, task_id)
         task_id = self.check(x, task_id)
         features = self.features(x, task_id)
-        logits = self.classify(features, task_id)
-        loss = self.cross_entropy(logits, y)
-        backbone, heads = self.old
         with torch.no_grad():
-            before = backbone(x)
-            assert isinstance(heads, nn.ModuleDict)
-            targets = {name: head(before) for name, head in heads.items()}
-        if self.scenario == "task":
-            now = {name: self.heads[name](features) for name in targets}
+            targets = F.linear(self.old[0](x), *self.old_outputs)
+        n = targets.shape[1]
+        if self.scenario == "task":  # all heads in one product: the old ones, and behind them that of the task
+            outputs = F.linear(features, *stacked([*self.held, self.heads[str(task_id)]]))
+            now, logits = outputs[:, :n], outputs[:, n:]
         else:  # the outputs that there were before: one head in "domain", the rows of the old classes in "class"
-            targets = {"old": torch.cat(list(targets.values()), 1)}
-            now = {"old": logits[:, : targets["old"].shape[1]]}
-        return (
-            loss + self.lam * torch.stack([distillation(now[n], targets[n], self.temperature) for n in targets]).sum()
-        )
+            logits = self.classify(features, task_id)
+            now = logits[:, :n]
+        return self.cross_entropy(logits, y) + self.lam * self.distilled(now, targets)
+
+    def distilled(self, now: Tensor, targets: Tensor) -> Tensor:
+        """The distillation loss of old heads that stand side by side, each with its share of the columns."""
+        sizes = [head.out_features for head in self.held] if self.scenario == "task" else [now.shape[1]]
+        if len(set(sizes)) == 1:
+            shape = (len(now), len(sizes), sizes[0])
+            return distillation(now.reshape(shape), targets.reshape(shape), self.temperature)
+        pairs = zip(now.split(sizes, 1), targets.split(sizes, 1), strict=True)
+        return torch.stack([distillation(*pair, self.temperature) for pair in pairs]).sum()
 
     def capacity(self) -> dict[str, Any]:
         """As of every method, and "bytes_while_learning": the copy of the network that the next task would need."""
@@ -105,3 +116,8 @@ class LwF(Learner):
     def extra_bytes(self) -> int:
         """Bytes of the copy that is there while a task is learned; between tasks, none."""
         return sum(p.numel() * p.element_size() for module in self.old for p in module.parameters())
+
+
+def stacked(heads: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+    """Weight and bias of several linear heads as those of one, whose outputs are theirs side by side."""
+    return torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])  # type: ignore[misc]

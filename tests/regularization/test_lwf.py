@@ -33,6 +33,40 @@ def test_its_gradient_vanishes_where_the_answers_are_the_old_ones() -> None:
     torch.testing.assert_close(logits.grad, torch.zeros(5, 3), atol=1e-6, rtol=0)
 
 
+def test_distillation_of_several_heads_is_the_sum() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(7, 3, 4, dtype=torch.float64), torch.randn(7, 3, 4, dtype=torch.float64)
+    one_by_one = sum(distillation(logits[:, h], targets[:, h], 2.0) for h in range(3))
+    torch.testing.assert_close(distillation(logits, targets, 2.0), one_by_one)
+
+
+def test_heads_of_different_sizes() -> None:
+    """Their outputs are computed in one product, and distilled each with a softmax of its own."""
+    torch.manual_seed(0)
+    x = torch.rand(20, 6)
+    data = [(x, torch.arange(20) % k) for k in (2, 5, 3)]
+    tasks = [minicl.Task(t, k, own, None, own) for t, (k, own) in enumerate(zip((2, 5, 3), data, strict=True))]
+    learner = minicl.LwF(minicl.mlp(6, 8), lam=0.5)
+    minicl.run(learner, tasks[:2], epochs=2, progress=False)
+    before = copy.deepcopy(learner).eval()
+
+    def look() -> None:
+        for p in learner.parameters():
+            p.data += 0.1 * torch.randn_like(p)
+        learner.train()
+        features, old = learner.backbone(x), before.backbone(x)
+        expected = nn.functional.cross_entropy(learner.heads["2"](features), tasks[2].train.y)
+        for t in ("0", "1"):
+            expected = expected + 0.5 * distillation(learner.heads[t](features), before.heads[t](old).detach(), 2.0)
+        loss = learner.loss(x, tasks[2].train.y, 2)
+        torch.testing.assert_close(loss, expected)
+        found, right = (torch.autograd.grad(v, learner.heads["1"].weight)[0] for v in (loss, expected))  # type: ignore[arg-type]
+        torch.testing.assert_close(found, right)
+
+    learner.learn(tasks[2], look)
+    assert not learner.held
+
+
 @pytest.mark.parametrize("scenario", minicl.SCENARIOS)
 def test_the_loss_in_every_scenario(scenario: str) -> None:
     stream = minicl.split("digits", 5, scenario, n_train=40)
