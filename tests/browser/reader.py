@@ -1,0 +1,92 @@
+"""A reader with a browser: which pages there are, and what happens when one is opened."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import SimpleHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import yaml
+from playwright.sync_api import Browser, Page
+
+ROOT = Path(__file__).resolve().parents[2]
+HTML = ROOT / "_build" / "html"
+WIDTHS = {"desktop": (1300, 900), "phone": (390, 844)}
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+def find_chromium() -> str | None:
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+
+
+def toc_pages(toc: Any) -> Iterator[str]:
+    if isinstance(toc, list):
+        for entry in toc:
+            yield from toc_pages(entry)
+    elif isinstance(toc, dict):
+        for key, value in toc.items():
+            if key in ("root", "file"):
+                yield value
+            else:
+                yield from toc_pages(value)
+
+
+PAGES = list(toc_pages(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))))
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@dataclass
+class Visit:
+    """A page that was opened, and what happened meanwhile."""
+
+    name: str
+    page: Page
+    phone: bool
+    complaints: list[str] = field(default_factory=list)  # errors on the console, exceptions, failed requests
+    outside: list[str] = field(default_factory=list)  # requests to other hosts
+    seconds: float = 0.0  # until the page can be used: parsed, scripts run, equations set
+
+
+SETTLED = """async () => {
+    if (document.readyState === "loading")
+        await new Promise(done => document.addEventListener("DOMContentLoaded", done));
+    if (document.querySelector(".math")) {
+        while (!window.MathJax?.startup?.promise) await new Promise(done => setTimeout(done, 5));
+        await window.MathJax.startup.promise;
+    }
+}"""
+
+
+def visit(browser: Browser, address: str, name: str, width: str = "desktop") -> Visit:
+    """Open a page in a new, empty profile and wait until it can be used."""
+    w, h = WIDTHS[width]
+    page = browser.new_page(viewport={"width": w, "height": h}, color_scheme="light", reduced_motion="reduce")
+    page.set_default_timeout(30_000)
+    here = Visit(name, page, phone=width == "phone")
+    inside = ("data:", "blob:", "about:", address.split("/book/")[0])
+
+    def console(message: Any) -> None:
+        if message.type == "error" and "favicon" not in str(message.location):
+            here.complaints.append(f"console: {message.text} {message.location}")
+
+    page.on("console", console)
+    page.on("pageerror", lambda error: here.complaints.append(f"exception: {error}"))
+    page.on("requestfailed", lambda request: here.complaints.append(f"failed: {request.url[:200]} {request.failure}"))
+    page.on("request", lambda r: None if r.url.startswith(inside) else here.outside.append(r.url[:200]))
+    started = time.perf_counter()
+    page.goto(address, wait_until="commit")
+    page.evaluate(SETTLED)
+    here.seconds = time.perf_counter() - started
+    page.wait_for_load_state("load")
+    # colours are read right after the theme has changed: no fading
+    page.add_style_tag(content="*, *::before, *::after { transition: none !important; animation: none !important; }")
+    return here

@@ -1,0 +1,197 @@
+"""The way through the book: search, theme, next and previous, links between equations and code, and no server."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import unquote, urldefrag, urljoin
+
+import pytest
+from browser.reader import HTML, PAGES, ROOT, visit
+from playwright.sync_api import Browser, Page
+
+CHAPTERS = [page for page in PAGES if (ROOT / f"{page}.ipynb").is_file()]
+
+
+def test_search_finds_packnet(fresh: Any) -> None:
+    page: Page = fresh("book/index").page
+    page.keyboard.press("Control+k")
+    page.keyboard.type("PackNet")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/search.html?q=PackNet*")
+    page.locator("#search-results li a").first.wait_for()
+    found = page.locator("#search-results li a").evaluate_all("links => links.map(a => a.href.split(/[?#]/)[0])")
+    assert any(link.endswith("/book/packnet.html") for link in found)
+    page.locator("#search-results li a[href*='packnet.html']").first.click()
+    page.wait_for_url("**/book/packnet.html*")
+
+
+def test_search_finds_nothing_where_nothing_is(fresh: Any) -> None:
+    page: Page = fresh("search.html?q=xyzzyplugh").page
+    page.locator("#search-results p").first.wait_for()
+    assert page.locator("#search-results li a").count() == 0
+
+
+@pytest.mark.parametrize("width", ["desktop", "phone"])
+def test_theme_switch(fresh: Any, width: str) -> None:
+    page: Page = fresh("book/hat", width).page
+    look = """() => [document.documentElement.dataset.theme, getComputedStyle(document.body).backgroundColor,
+        getComputedStyle(document.querySelector("article p")).color]"""
+    seen = {}
+    for _ in range(3):  # light, dark, as the system is
+        page.locator("button.theme-switch-button:visible").first.click()
+        theme, ground, ink = page.evaluate(look)
+        seen[theme] = (ground, ink)
+    assert set(seen) == {"light", "dark"}
+    brightness = {theme: [sum(map(int, re.findall(r"\d+", c)[:3])) for c in colors] for theme, colors in seen.items()}
+    assert brightness["light"][0] > 600 > 300 > brightness["light"][1]
+    assert brightness["dark"][0] < 200 < 400 < brightness["dark"][1]
+    while page.evaluate("document.documentElement.dataset.mode") != "dark":
+        page.locator("button.theme-switch-button:visible").first.click()
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark", "the choice is remembered"
+
+
+def test_next_and_previous_lead_through_the_book(fresh: Any, site: str) -> None:
+    page: Page = fresh("index.html").page  # the front door
+    page.wait_for_url("**/book/index.html")
+    page.route("**/*.{js,png,woff,woff2}", lambda route: route.abort())  # links work without scripts
+
+    def walk(link: str) -> list[str]:
+        names = []
+        while True:
+            names.append(page.url.removeprefix(site).removesuffix(".html"))
+            step = page.locator(f"a.{link}")
+            if not step.count():
+                return names
+            target = step.evaluate("link => link.href")
+            step.click()
+            page.wait_for_url(target, wait_until="domcontentloaded")
+
+    assert walk("right-next") == PAGES
+    assert walk("left-prev") == PAGES[::-1]
+
+
+def test_the_keyboard_is_seen_wherever_it_is(fresh: Any) -> None:
+    """Tab leads through the page, in the order of the page, and each stop is marked."""
+    page: Page = fresh("book/packnet").page
+    for step in range(60):
+        page.keyboard.press("Tab")
+        stop = page.evaluate(
+            """() => {
+                const e = document.activeElement, style = getComputedStyle(e), box = e.getBoundingClientRect();
+                return {
+                    body: e === document.body, html: e.outerHTML.slice(0, 150),
+                    marked: (style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 1)
+                        || style.boxShadow !== "none",
+                    seen: box.bottom > 0 && box.top < innerHeight && box.right > 0 && box.left < innerWidth,
+                };
+            }"""
+        )
+        assert not stop["body"], f"after {step} stops the keyboard is lost"
+        assert stop["marked"], f"no mark on {stop['html']}"
+        assert stop["seen"], f"out of sight: {stop['html']}"
+        if step == 0:
+            assert "Skip to main content" in stop["html"]
+
+
+# Links
+
+
+def links(page: str, pattern: str) -> list[tuple[str, str]]:
+    """The links of a page whose tag matches, as (page, anchor)."""
+    html = (HTML / f"{page}.html").read_text(encoding="utf-8")
+    found = []
+    for tag in re.findall(rf"<a [^>]*{pattern}[^>]*>", html):
+        target = re.search(r'href="([^"]*)"', tag)
+        assert target, tag
+        path, anchor = urldefrag(urljoin(f"/{page}.html", unquote(target[1])))
+        found.append((path.removeprefix("/").removesuffix(".html"), anchor))
+    return found
+
+
+def follow(fresh: Any, targets: set[tuple[str, str]]) -> None:
+    """Go to each target in the browser, and see that it is there."""
+    for name in sorted({name for name, _ in targets}):
+        page: Page = fresh(name).page
+        for anchor in sorted(anchor for there, anchor in targets if there == name):
+            page.evaluate("anchor => { location.hash = anchor; }", anchor)
+            assert page.evaluate("document.querySelector(':target')?.id") == anchor, f"{name} has no #{anchor}"
+            assert page.locator(":target").is_visible()
+
+
+def test_each_equation_leads_to_its_function(fresh: Any) -> None:
+    found = {
+        (page, *target)
+        for page in PAGES
+        for block in re.findall(
+            r'<p class="equation-code">.*?</p>', (HTML / f"{page}.html").read_text(encoding="utf-8"), re.DOTALL
+        )
+        for target in [re.search(r'href="([^"#]*)\.html#([^"]*)"', block)]
+        if target
+        for target in [(f"book/{target[1]}", target[2])]
+    }
+    assert len(found) >= 30
+    assert {name for _, name, _ in found} == {"book/api"}
+    follow(fresh, {(name, anchor) for _, name, anchor in found})
+
+
+def test_each_function_leads_back_to_its_equations(fresh: Any) -> None:
+    back = set(links("book/api", 'href="[^"]*#equation-[^"]*"'))
+    forth = {
+        (page, anchor)
+        for page in PAGES
+        for anchor in re.findall(
+            r'id="(equation-[^"]*)">\s*(?:(?!</div>).)*</div>\s*<p class="equation-code">',
+            (HTML / f"{page}.html").read_text(encoding="utf-8"),
+            re.DOTALL,
+        )
+    }
+    assert back == forth, "an equation that names its function is named by it, and the other way round"
+    follow(fresh, back)
+
+
+def test_names_in_code_lead_to_the_api(fresh: Any) -> None:
+    targets: set[tuple[str, str]] = set()
+    for page in CHAPTERS:
+        here = set(links(page, 'class="[^"]*sphinx-codeautolink-a[^"]*"'))
+        assert any(name == "book/api" for name, _ in here), f"{page}: no name in its code leads to the API"
+        targets |= here
+    assert len(CHAPTERS) > 5
+    follow(fresh, targets)
+
+
+def test_every_link_within_the_book_has_a_target() -> None:
+    ids: dict[str, set[str]] = {}
+    missing = []
+    for page in PAGES:
+        for name, anchor in set(links(page, 'href="(?![a-z]+:)[^"]+"')):
+            file = HTML / (f"{name}.html" if (HTML / f"{name}.html").is_file() else name)
+            if not file.exists():
+                missing.append(f"{page} -> {name}")
+            elif anchor and file.suffix == ".html":
+                if name not in ids:
+                    ids[name] = set(re.findall(r'\b(?:id|name)="([^"]*)"', file.read_text(encoding="utf-8")))
+                if anchor not in ids[name]:
+                    missing.append(f"{page} -> {name}#{anchor}")
+    assert missing == []
+
+
+# Without a server
+
+
+@pytest.mark.parametrize("name", ["book/hat", "book/index"])
+def test_the_book_reads_from_a_folder(browser: Browser, name: str) -> None:
+    here = visit(browser, (HTML / f"{name}.html").as_uri(), name)
+    try:
+        assert here.complaints == []
+        assert [url for url in here.outside if not url.startswith(HTML.as_uri())] == []
+        page = here.page
+        assert page.locator(".math").count() == page.locator(".math:has(mjx-container)").count()
+        assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+        font = page.evaluate("document.fonts.ready.then(fonts => [...fonts].map(f => [f.family, f.status]))")
+        assert any("Awesome" in family and status == "loaded" for family, status in font), "icons"
+        page.goto((HTML / "search.html").as_uri() + "?q=PackNet")
+        page.locator("#search-results li a[href*='packnet.html']").first.wait_for()
+    finally:
+        here.page.close()

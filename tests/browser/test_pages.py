@@ -1,0 +1,219 @@
+"""Every page of the book, at desktop and at phone width, without a network."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from axe_playwright_python.base import AXE_SCRIPT
+from browser.reader import Visit
+
+MEGABYTES = 2.0
+SECONDS = 2.0
+
+
+def test_nothing_goes_wrong_and_no_request_leaves(opened: Visit) -> None:
+    assert opened.complaints == []
+    assert opened.outside == []
+
+
+def test_page_is_light_and_soon_ready(opened: Visit, record_property: Any) -> None:
+    size = opened.page.evaluate(
+        """() => ["navigation", "resource"].flatMap(kind => performance.getEntriesByType(kind))
+                    .reduce((sum, entry) => sum + entry.encodedBodySize, 0)"""
+    )
+    if not opened.phone:
+        record_property("page", opened.name)
+        record_property("megabytes", size / 1e6)
+        record_property("seconds", opened.seconds)
+    assert 0 < size / 1e6 < MEGABYTES
+    assert opened.seconds < 10 * SECONDS  # a busy machine is slow: what was measured stands in the summary
+
+
+def test_every_equation_is_set(opened: Visit) -> None:
+    found = opened.page.evaluate(
+        r"""() => {
+            const raw = [], article = document.querySelector("article");
+            const walker = document.createTreeWalker(article, NodeFilter.SHOW_TEXT);
+            while (walker.nextNode()) {
+                const text = walker.currentNode;
+                if (text.parentElement.closest("pre, code, script, style, mjx-container")) continue;
+                if (/\\[([]|\$\$|\\(frac|sum|begin|mathrm|theta|odot|text)\b/.test(text.data)) raw.push(text.data);
+            }
+            return {
+                raw,
+                unset: [...document.querySelectorAll(".math")].filter(e => !e.querySelector("mjx-container"))
+                    .map(e => e.textContent),
+                errors: [...document.querySelectorAll("mjx-merror, [data-mjx-error]")].map(e => e.textContent),
+                silent: [...document.querySelectorAll("mjx-container")]
+                    .filter(e => !e.querySelector("mjx-assistive-mml math")).length,
+            };
+        }"""
+    )
+    assert found == {"raw": [], "unset": [], "errors": [], "silent": 0}
+
+
+def test_every_image_is_there_and_says_what_it_shows(opened: Visit) -> None:
+    broken = opened.page.evaluate(
+        """async () => {
+            const images = [...document.images], broken = [];
+            for (const image of images) {
+                image.loading = "eager";
+                try { await image.decode(); } catch { broken.push("cannot be decoded: " + image.src.slice(0, 200)); }
+                if (!image.naturalWidth) broken.push("empty: " + image.src.slice(0, 200));
+                if (image.alt.trim().split(/\\s+/).length < 2 && image.closest("article"))
+                    broken.push("without words: " + image.src.slice(0, 200));
+            }
+            return broken;
+        }"""
+    )
+    assert broken == []
+
+
+def unfold(here: Visit) -> None:
+    here.page.evaluate(
+        """() => {
+            for (const details of document.querySelectorAll("details")) details.open = true;
+            for (const button of document.querySelectorAll("button.toggle-button-hidden")) button.click();
+        }"""
+    )
+
+
+def test_what_is_folded_unfolds(opened: Visit) -> None:
+    """Hints, solutions and hidden cells, by the keyboard alone."""
+    page = opened.page
+    for summary in page.locator("article details:not(.admonition) > summary, article details > summary").all():
+        if not summary.is_visible():
+            continue  # inside one that is still closed: its turn comes
+        details = summary.locator("..")
+        was = details.evaluate("e => e.open")
+        summary.focus()
+        page.keyboard.press("Enter")
+        assert details.evaluate("e => e.open") != was
+        if was:
+            page.keyboard.press("Enter")
+        assert details.evaluate("e => e.getBoundingClientRect().height > e.firstElementChild.offsetHeight")
+    for button in page.locator("article button.toggle-button").all():
+        box = button.locator("xpath=ancestor::*[contains(@class, 'toggle')][1]")
+        if button.is_visible() and box.evaluate("e => e.classList.contains('toggle-hidden')"):
+            button.focus()
+            page.keyboard.press("Enter")
+            assert not box.evaluate("e => e.classList.contains('toggle-hidden')")
+    assert page.locator("article .toggle-hidden:visible").count() == 0
+
+
+def test_nothing_is_wider_than_the_screen(opened: Visit) -> None:
+    unfold(opened)
+    wide = opened.page.evaluate(
+        """() => [document.documentElement, document.body, document.querySelector("article")]
+                    .filter(e => e.scrollWidth > e.clientWidth + 1)
+                    .map(e => `${e.tagName}: ${e.scrollWidth} > ${e.clientWidth}; ` +
+                        [...e.querySelectorAll("*")]
+                            .filter(c => c.getBoundingClientRect().right > e.getBoundingClientRect().right + 1)
+                            .slice(0, 5).map(c => c.outerHTML.slice(0, 120)).join(" | "))"""
+    )
+    assert wide == []
+    if not opened.phone:
+        assert (
+            opened.page.evaluate(
+                """() => [...document.querySelectorAll("article pre")].filter(e => e.scrollWidth > e.clientWidth + 1)
+                            .map(e => e.textContent.slice(0, 200))"""
+            )
+            == []
+        )
+
+
+def test_language_and_headings(opened: Visit) -> None:
+    page = opened.page
+    assert page.evaluate("document.documentElement.lang") == "en"
+    levels = page.evaluate(
+        """() => [...document.querySelectorAll("h1, h2, h3, h4, h5, h6")].filter(e => e.checkVisibility())
+                    .map(e => [Number(e.tagName[1]), e.textContent])"""
+    )
+    assert [level for level, _ in levels].count(1) == 1
+    assert levels[0][0] == 1
+    for (above, _), (level, text) in itertools.pairwise(levels):
+        assert level <= above + 1, f"the heading {text!r} skips a level"
+
+
+# axe-core. Most of its time goes into the contrast of thousands of words of code, in a few colours: of those that look
+# the same, one is measured. This says what looks the same: colours, size and weight.
+THIN = """() => {
+    const seen = new Set();
+    for (const word of document.querySelectorAll("pre span, dt.sig span")) {
+        const style = getComputedStyle(word);
+        const look = [style.color, style.backgroundColor, style.fontSize, style.fontWeight, !word.closest("dt.sig"),
+            !word.closest("div.cell_output"), !word.closest(".admonition"), !word.closest("a")].join();
+        if (seen.has(look) && !word.id && !word.querySelector("a")) word.replaceWith(...word.childNodes);
+        seen.add(look);
+    }
+    document.body.normalize();
+}"""
+
+
+def axe(here: Visit, options: dict[str, Any]) -> list[str]:
+    result = here.page.evaluate("options => axe.run(options)", {"resultTypes": ["violations"], **options})
+    assert result["passes"] or result["inapplicable"]
+    return [
+        f"{violation['impact']}: {violation['help']} ({violation['id']}): {node['html'][:160]} {node['any'][:1]}"
+        for violation in result["violations"]
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"][:5]
+    ]
+
+
+def test_axe_finds_nothing_serious(opened: Visit) -> None:
+    unfold(opened)
+    opened.page.evaluate(AXE_SCRIPT)
+    found = axe(opened, {"rules": {"color-contrast": {"enabled": False}}})
+    if not opened.phone:
+        opened.page.evaluate(THIN)
+        for theme in ("light", "dark"):
+            opened.page.emulate_media(color_scheme=theme)
+            opened.page.wait_for_function("theme => document.documentElement.dataset.theme === theme", arg=theme)
+            found += [f"{theme}: {one}" for one in axe(opened, {"runOnly": ["color-contrast", "link-in-text-block"]})]
+    assert found == []
+
+
+# Figures that the reader moves
+
+
+def test_moving_figures_move(opened: Visit) -> None:
+    """By keyboard: each step shows another drawing and says so, and one drawing at a time."""
+    page = opened.page
+    state = """e => ({
+        shown: [...e.querySelectorAll("img")].flatMap((img, i) => img.checkVisibility() ? [i] : []),
+        said: e.querySelector("output").textContent,
+        heard: e.querySelector("input").getAttribute("aria-valuetext"),
+    })"""
+    for figure in page.locator("figure.flipbook").all():
+        slider = figure.locator("input[type=range]")
+        count = figure.locator("img").count()
+        assert count > 2
+        slider.focus()
+        page.keyboard.press("Home")
+        seen = [figure.evaluate(state)]
+        for _ in range(count - 1):
+            page.keyboard.press("ArrowRight")
+            seen.append(figure.evaluate(state))
+        assert [one["shown"] for one in seen] == [[i] for i in range(count)]
+        assert len({one["said"] for one in seen}) == count
+        assert all(one["said"] == one["heard"] for one in seen)
+        sources = figure.locator("img").evaluate_all("images => images.map(image => image.src)")
+        assert len(set(sources)) > count / 2, "the drawings differ"
+        page.keyboard.press("Home")
+        assert figure.evaluate(state) == seen[0]
+        figure.locator("summary").focus()
+        assert figure.locator("details li").count() == count, "each drawing is described in words"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(f"book/{name}", marks=pytest.mark.xdist_group(f"book/{name}"))
+        for name in ("hat", "packnet", "pnn", "why_networks_forget")
+    ],
+)
+def test_figures_move_where_they_should(page: str, fresh: Any) -> None:
+    assert fresh(page).page.locator("figure.flipbook").count() >= 1
