@@ -98,6 +98,7 @@ class Learner(nn.Module):
         self.input_shape: tuple[int, ...] | None = None
         self.certificate: dict[int, dict[str, Any]] = {}
         self._current: int | None = None
+        self._columns: tuple[tuple[Any, ...], Tensor, Tensor | None] = ((), torch.empty(0), None)  # see `own_outputs`
         like = next((t for t in backbone.parameters() if t.is_floating_point()), torch.empty(0))
         self.register_buffer("_place", like.new_empty(0), persistent=False)  # where, and in what type, heads are made
 
@@ -177,9 +178,7 @@ class Learner(nn.Module):
         elif self.scenario == "domain":
             logits = self.heads["shared"](features)
         else:  # one linear head whose rows arrived task by task
-            heads = list(self.heads.values())
-            weight, bias = torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads])  # type: ignore[misc]
-            logits = F.linear(features, weight, bias)
+            logits = F.linear(features, *self.all_heads())
         return logits
 
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -214,15 +213,26 @@ class Learner(nn.Module):
         """
         if self.scenario != "task":
             return self.classify(features, None)
-        heads = [head for head in self.heads.values() if isinstance(head, nn.Linear)]
-        sizes = [head.out_features for head in heads]
-        logits = F.linear(features, torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads]))
-        places = {t: (sum(sizes[:i]), sizes[i]) for i, t in enumerate(int(name) for name in self.heads)}
-        table = torch.tensor([places.get(t, (0, 0)) for t in range(max(places) + 1)], device=features.device)
-        first, size = table[task_ids].unsqueeze(2).unbind(1)
-        column = torch.arange(max(sizes), device=features.device)
-        own = logits.gather(1, (first + column).clamp(max=logits.shape[1] - 1))
-        return own if len(set(sizes)) == 1 else own.masked_fill(column >= size, -torch.inf)
+        return self.own_outputs(F.linear(features, *self.all_heads()), task_ids)
+
+    def all_heads(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of all heads side by side, in the order of their arrival."""
+        heads = list(self.heads.values())
+        return torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads])  # type: ignore[misc]
+
+    def own_outputs(self, outputs: Tensor, task_ids: Tensor) -> Tensor:
+        """Of the outputs of all heads, shape (batch, all outputs), for each sample those of its own task's head."""
+        if self._columns[0] != (*self.heads, outputs.device):
+            sizes = [head.out_features for head in self.heads.values() if isinstance(head, nn.Linear)]
+            columns = torch.full((max(map(int, self.heads)) + 1, max(sizes)), -1)
+            for name, size in zip(self.heads, sizes, strict=True):
+                columns[int(name), :size] = torch.arange(size) + int(columns.max()) + 1
+            ragged = (columns[[int(name) for name in self.heads]] < 0).any()
+            missing = (columns < 0).to(outputs.device) if ragged else None
+            self._columns = (*self.heads, outputs.device), columns.clamp(min=0).to(outputs.device), missing
+        _, columns, missing = self._columns
+        own = outputs.gather(1, columns[task_ids])
+        return own if missing is None else own.masked_fill(missing[task_ids], -torch.inf)
 
     def check(self, x: Tensor, task_id: int | None) -> int | None:
         """The task id to go on with: refused where it is missing or unknown, None where the scenario gives none."""

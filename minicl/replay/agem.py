@@ -5,7 +5,7 @@ A step for the new task may not make the average loss over the memory worse.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
@@ -17,11 +17,11 @@ from .memory import Replay
 def project_on_average(g: Float[Tensor, " n"], g_ref: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """g~ = g - (g . g_ref / g_ref . g_ref) g_ref if g . g_ref < 0, otherwise g (Eq. 11)."""
     overlap = torch.dot(g, g_ref)
-    return g if overlap >= 0 else g - overlap / torch.dot(g_ref, g_ref) * g_ref
+    return g if overlap >= 0 else torch.addcmul(g, g_ref, overlap / torch.dot(g_ref, g_ref), value=-1)
 
 
 class GradientProjection(Replay):
-    """What A-GEM and GEM share: the gradient of the new batch in one vector, and the gradient of remembered samples."""
+    """What A-GEM and GEM share: the size of the new batch, and gradients in one vector."""
 
     def __init__(self, backbone: nn.Module, budget: int, share: str, **hyperparameters: float) -> None:
         super().__init__(backbone, budget, share, **hyperparameters)
@@ -34,28 +34,23 @@ class GradientProjection(Replay):
     def trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def gradient(self) -> Tensor:
-        """The gradients that backward left, in one vector; zero where it left none, as at the heads of other tasks."""
-        return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.trained()])
-
-    def gradient_of(self, x: Tensor, y: Tensor, task_ids: Tensor) -> Tensor:
-        """The gradient of the mean loss over remembered samples, in one vector of the same order."""
-        parameters = self.trained()
+    def gradient_of(self, x: Tensor, y: Tensor, task_ids: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+        """The gradient of the mean loss over remembered samples, in one vector."""
         with torch.enable_grad():
             loss = self.mixed_loss(x, y, task_ids)
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        pairs = zip(gradients, parameters, strict=True)
-        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
+        return flat(torch.autograd.grad(loss, parameters, allow_unused=True), parameters)
 
-    def put(self, gradient: Tensor) -> None:
-        """Hand the optimiser this gradient instead."""
-        for parameter, part in zip(self.trained(), self._parts(gradient), strict=True):
-            parameter.grad = part
 
-    def _parts(self, vector: Tensor) -> Iterator[Tensor]:
-        parameters = self.trained()
-        for parameter, part in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
-            yield part.view_as(parameter)
+def flat(gradients: Iterable[Tensor | None], parameters: list[nn.Parameter]) -> Tensor:
+    """Gradients in one vector; zero where there is none, as at the heads of other tasks."""
+    pairs = zip(gradients, parameters, strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
+
+
+def put(gradient: Tensor, parameters: list[nn.Parameter]) -> None:
+    """Hand the optimiser this gradient instead."""
+    for p, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+        p.grad = part.view_as(p)
 
 
 class AGEM(GradientProjection):
@@ -74,6 +69,10 @@ class AGEM(GradientProjection):
         super().__init__(backbone, budget, share)
 
     def edit_gradients(self) -> None:
-        if len(self.memory):
-            x, y, task_ids, _ = self.memory.draw(self._batch_size)
-            self.put(project_on_average(self.gradient(), self.gradient_of(x, y, task_ids)))
+        if self.replaying:
+            memory, rows, parameters = self.memory, self.memory.draw(self._batch_size), self.trained()
+            g = flat((p.grad for p in parameters), parameters)
+            remembered = memory.x[rows], memory.y[rows], memory.task_ids[rows]
+            projected = project_on_average(g, self.gradient_of(*remembered, parameters))
+            if projected is not g:
+                put(projected, parameters)

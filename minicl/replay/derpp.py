@@ -15,9 +15,8 @@ from .memory import Replay, check_weight
 
 
 def logit_distance(z: Float[Tensor, "batch outputs"], h: Float[Tensor, "batch all_outputs"]) -> Float[Tensor, ""]:
-    """Mean over samples of || z - h(x') ||_2^2 (Eq. 5). Outputs that were not there then, NaN in z, count 0."""
-    known = ~z.isnan()
-    difference = torch.where(known, z - h[:, : z.shape[1]].masked_fill(~known, 0), 0.0)
+    """Mean over samples of || z - h(x') ||_2^2 (Eq. 5). Outputs that were not there then, NaN or -inf in z, count 0."""
+    difference = torch.where(z.isfinite(), z - h[:, : z.shape[1]], 0.0)
     return difference.square().sum(1).mean()
 
 
@@ -45,23 +44,32 @@ class DERpp(Replay):
         self.alpha, self.beta = alpha, beta
 
     def learn(self, task: Task, fit: Fit) -> None:
-        fit()
+        train, logits = task.make("train"), self.memory.logits.clone()
+        self.memory.check(train.x, train.y, task.id)
+        try:
+            fit()
+        except BaseException:  # a wider head may have widened them since
+            self.memory.logits = logits
+            raise
 
     def loss(self, x: Tensor, y: Tensor, task_id: int | None = None) -> Tensor:
-        if not self.training:
+        if not self.training or self._current is None:
             return super().loss(x, y, task_id)
         task_id = self.check(x, task_id)
         n, memory = len(x), self.memory
         ids = torch.full_like(y, -1 if task_id is None else task_id)
-        if not len(memory):
+        if not self.replaying:
             logits = self.mixed_logits(self.features(x, task_id), ids)
             loss = self.cross_entropy(logits, y)
         else:
-            x1, _, ids1, z = memory.draw(n)
-            x2, y2, ids2, _ = memory.draw(n)
-            all_logits = self.mixed_logits(self.features(torch.cat([x, x1, x2]), task_id), torch.cat([ids, ids1, ids2]))
-            logits, h1, h2 = all_logits.split(n)
+            first, second = memory.draw(n), memory.draw(n)  # x' with its logits z, and x'' with its label y''
+            rows = torch.cat([first, second])
+            if task_id is not None:
+                ids = torch.cat([ids, memory.task_ids.index_select(0, rows)])
+            features = self.features(torch.cat([x, memory.x.index_select(0, rows)]), task_id)
+            logits, h1, h2 = self.mixed_logits(features, ids).split(n)
             loss = self.cross_entropy(logits, y)
-            loss = loss + self.alpha * logit_distance(z, h1) + self.beta * self.cross_entropy(h2, y2)
-        memory.add(x, y, 0 if self._current is None else self._current, logits)
+            loss = loss + self.alpha * logit_distance(memory.logits.index_select(0, first), h1)
+            loss = loss + self.beta * self.cross_entropy(h2, memory.y.index_select(0, second))
+        memory.add(x, y, self._current, logits)
         return loss

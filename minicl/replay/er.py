@@ -27,9 +27,12 @@ class ER(Replay):
         super().__init__(backbone, budget, share)
 
     def loss(self, x: Tensor, y: Tensor, task_id: int | None = None) -> Tensor:
-        if not (self.training and len(self.memory)):
+        if not (self.training and self.replaying):
             return super().loss(x, y, task_id)
-        task_id = self.check(x, task_id)
-        old_x, old_y, old_ids, _ = self.memory.draw(len(x))
-        ids = torch.cat([torch.full_like(y, -1 if task_id is None else task_id), old_ids])
-        return self.mixed_loss(torch.cat([x, old_x]), torch.cat([y, old_y]), ids)
+        task_id, memory = self.check(x, task_id), self.memory
+        rows = memory.draw(len(x))
+        x, y = torch.cat([x, memory.x.index_select(0, rows)]), torch.cat([y, memory.y.index_select(0, rows)])
+        if task_id is None:
+            return super().loss(x, y)
+        ids = torch.cat([torch.full_like(rows, task_id), memory.task_ids.index_select(0, rows)])
+        return self.mixed_loss(x, y, ids)

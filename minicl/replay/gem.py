@@ -5,8 +5,12 @@ A step for the new task may not make the loss over any earlier task's memory wor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,35 +18,43 @@ from .agem import GradientProjection
 from .memory import check_weight
 
 
-def project_on_cone(g: Float[Tensor, " n"], G: Float[Tensor, "tasks n"], margin: float = 0.0) -> Float[Tensor, " n"]:
-    """The g~ nearest to g with <g~, g_k> >= 0 for every row g_k of G (Eqs. 8 to 11).
+def dual(products: Float[Tensor, " tasks"], gram: Float[Tensor, "tasks tasks"], margin: float) -> Tensor:
+    """The v >= margin with least 1/2 v' G G' v + g' G' v (Eqs. 10, 11), from G g and G G'; shape (tasks,).
 
-    The dual, minimise 1/2 v' G G' v + g' G' v over v >= 0, is a non-negative least-squares problem,
-    min || G' v + g ||, and g~ = G' v + g. A margin asks for v >= margin, which leans g~ towards the old tasks.
+    It is that of a non-negative least-squares problem as small as the number of tasks: || R v + R^-T G g || with
+    R'R = G G'.
     """
     from scipy.optimize import nnls
 
-    products = G @ g
-    if bool((products >= 0).all()):
-        return g
-    # ||G'v + g||^2 = ||R v + R^-T G g||^2 + const, with R'R = G G': as small as the number of tasks.
-    gram = (G @ G.T).double().cpu().numpy()
-    values, vectors = np.linalg.eigh(gram)
+    small = gram.double().cpu().numpy()
+    values, vectors = np.linalg.eigh(small)
     kept = values > values[-1] * 1e-12  # gradients that depend on one another leave fewer directions
     root = np.sqrt(values[kept])[:, None] * vectors[:, kept].T
-    target = (products.double().cpu().numpy() + margin * gram.sum(1)) @ vectors[:, kept] / np.sqrt(values[kept])
-    v = nnls(root, -target)[0] + margin
-    return g + torch.from_numpy(v).to(G) @ G
+    target = (products.double().cpu().numpy() + margin * small.sum(1)) @ vectors[:, kept] / np.sqrt(values[kept])
+    return torch.from_numpy(nnls(root, -target)[0] + margin).to(products)
+
+
+def project_on_cone(g: Float[Tensor, " n"], G: Float[Tensor, "tasks n"], margin: float = 0.0) -> Float[Tensor, " n"]:
+    """The g~ = g + G' v nearest to g with <g~, g_k> >= 0 for every row g_k of G (Eqs. 8, 11); v solves the dual.
+
+    A margin asks for v >= margin, which leans g~ towards the old tasks.
+    """
+    products = G @ g
+    return g if bool((products >= 0).all()) else g + dual(products, G @ G.T, margin) @ G
+
+
+ROW_BY_ROW = (nn.Sequential, nn.Flatten, nn.Identity, nn.Linear, nn.Dropout, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU)
+"""Modules that treat every sample by itself, and whose only weights are those of linear layers."""
 
 
 class GEM(GradientProjection):
     """The batch's gradient, projected so that it points against the gradient of no earlier task.
 
-    Differs from the authors' code in one point: a constraint's gradient is taken over at most as many of the task's
-    samples as a batch has, drawn anew each step, not over all of them.
+    Differs from the authors' code in one point: a constraint's gradient is taken over at most half as many of the
+    task's samples as a batch has, drawn anew each step, not over all of them.
 
     Args:
-        backbone: any module.
+        backbone: any module. Constraints of a plain stack of linear layers are computed together, of others in turn.
         budget: number of samples kept, shared equally by the tasks.
         margin: gamma, the authors' "memory strength".
 
@@ -57,11 +69,48 @@ class GEM(GradientProjection):
         self.margin = margin
 
     def edit_gradients(self) -> None:
-        if not len(self.memory):
+        if not self.replaying:
             return
-        rows = []
-        for t in self.learned:
-            held = self.memory.of_task(t)
-            some = held[torch.randperm(len(held))[: self._batch_size].to(held.y.device)]
-            rows.append(self.gradient_of(some.x, some.y, torch.full_like(some.y, t)))
-        self.put(project_on_cone(self.gradient(), torch.stack(rows), self.margin))
+        parameters = self.trained()
+        blocks = self.constraints(parameters)  # G, cut into what belongs to each parameter
+        g = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        products = torch.stack([G @ part.flatten() for G, part in zip(blocks, g, strict=True)]).sum(0)
+        if bool((products >= 0).all()):
+            return
+        v = dual(products, torch.stack([G @ G.T for G in blocks]).sum(0), self.margin)
+        for p, part, G in zip(parameters, g, blocks, strict=True):
+            p.grad = part + (v @ G).view_as(p)
+
+    def constraints(self, parameters: list[nn.Parameter]) -> list[Tensor]:
+        """The gradients of the loss over each earlier task's samples: for each parameter, shape (tasks, its size)."""
+        x, y, task_ids = self.memory.draw_each(max(1, self._batch_size // 2))
+        if all(type(module) in ROW_BY_ROW for module in self.backbone.modules()):
+            return self._together(x, y, task_ids, parameters)
+        each = zip(x, y, task_ids, strict=True)
+        rows = [self.gradient_of(x, y, t.expand(len(y)), parameters) for x, y, t in each]
+        return list(torch.stack(rows).split([p.numel() for p in parameters], 1))
+
+    def _together(self, x: Tensor, y: Tensor, task_ids: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+        """The same from one pass: a linear layer's gradient for a task is the product of what went in and came back."""
+        calls: list[tuple[Sequence[nn.Module], Tensor, Tensor]] = []
+        layers = [module for module in self.backbone.modules() if isinstance(module, nn.Linear)]
+        hooks = [m.register_forward_hook(lambda m, given, made: calls.append(([m], given[0], made))) for m in layers]
+        n_tasks, m = y.shape
+        with torch.enable_grad():
+            features = self.features(x.flatten(0, 1), None)
+            outputs = F.linear(features, *self.all_heads())
+            own = self.own_outputs(outputs, task_ids.repeat_interleave(m)) if self.scenario == "task" else outputs
+            loss = n_tasks * self.cross_entropy(own, y.flatten())  # the sum of each task's mean
+        for hook in hooks:
+            hook.remove()
+        calls.append((list(self.heads.values()), features, outputs))
+        rows: dict[Any, Tensor] = {}
+        for (modules, given, _), back in zip(calls, torch.autograd.grad(loss, [c[2] for c in calls]), strict=True):
+            back = back.reshape(n_tasks, -1, back.shape[-1])
+            weight = torch.bmm(back.mT, given.detach().reshape(n_tasks, -1, given.shape[-1]))
+            sizes = [module.out_features for module in modules]
+            for module, w, b in zip(modules, weight.split(sizes, 1), back.sum(1).split(sizes, 1), strict=True):
+                for parameter, part in ((module.weight, w.flatten(1)), (module.bias, b)):
+                    if parameter is not None:  # a layer that is used twice has two parts
+                        rows[parameter] = rows[parameter] + part if parameter in rows else part
+        return [rows[p] for p in parameters]

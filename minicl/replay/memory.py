@@ -30,6 +30,9 @@ class Memory(nn.Module):
         budget: number of samples.
         share: "reservoir", "task" or "class".
 
+    Attributes:
+        labels_per_task: the same label stands for another class in each task, as in scenario "task".
+
     Raises:
         ValueError: a budget below 1, an unknown share.
     """
@@ -38,6 +41,7 @@ class Memory(nn.Module):
     y: Tensor
     task_ids: Tensor
     logits: Tensor
+    tickets: Tensor
     counts: Tensor
 
     def __init__(self, budget: int, share: str = "reservoir") -> None:
@@ -46,11 +50,12 @@ class Memory(nn.Module):
             raise ValueError(f"budget is {budget!r}; allowed: integers from 1 up, the number of samples that are kept")
         if share not in SHARES:
             raise ValueError(f"share is {share!r}; allowed: {', '.join(SHARES)}")
-        self.budget, self.share = budget, share
+        self.budget, self.share, self.labels_per_task = budget, share, False
         self.register_buffer("x", torch.empty(0))
         self.register_buffer("y", torch.empty(0, dtype=torch.long))
         self.register_buffer("task_ids", torch.empty(0, dtype=torch.long))
         self.register_buffer("logits", torch.empty(0, 0))
+        self.register_buffer("tickets", torch.empty(0))  # for equal shares: a random number each, the lowest stay
         self.register_buffer("counts", torch.zeros(2, dtype=torch.long))  # samples held, samples seen
 
     def __len__(self) -> int:
@@ -69,85 +74,140 @@ class Memory(nn.Module):
             ValueError: inputs of another shape than those that are held; a budget too small for the tasks or classes
                 that must each have a share. The memory is as it was.
         """
-        if len(self) and x.shape[1:] != self.x.shape[1:]:
+        self.check(x, y, task_id)
+        self._make_room(x, logits)
+        if self.share == "reservoir":
+            self._reservoir(x, y, task_id, logits)
+        else:
+            self._equal_shares(x, y, task_id, logits)
+
+    def check(self, x: Tensor, y: Tensor, task_id: int) -> None:
+        """ValueError if such samples could not be added."""
+        if x.shape[1:] != self.x.shape[1:] and len(self):
             raise ValueError(
                 f"the memory holds inputs of shape {tuple(self.x.shape[1:])}; given: {tuple(x.shape[1:])}. "
                 "One memory holds inputs of one shape"
             )
-        self._make_room(x, 0 if logits is None else logits.shape[1])
-        place = self.y.device
-        if logits is None:
-            logits = torch.empty(len(y), 0, device=place)
-        new = {
-            "x": x.to(place),
-            "y": y.to(place),
-            "task_ids": torch.full_like(y, task_id).to(place),
-            "logits": nn.functional.pad(logits.to(place), (0, self.logits.shape[1] - logits.shape[1]), value=torch.nan),
-        }
-        if self.share == "reservoir":
-            self._reservoir(new)
-        else:
-            self._equal_shares(new)
+        if self.share != "reservoir":
+            held = len(self)
+            groups = self._groups(
+                torch.cat([self.y[:held], y.to(self.y.device)]),
+                torch.cat([self.task_ids[:held], self.task_ids.new_full((len(y),), task_id)]),
+            )
+            n_groups = int(groups.max()) + 1 if len(groups) else 0
+            if n_groups > self.budget:
+                what = "tasks" if self.share == "task" else "classes"
+                raise ValueError(
+                    f"a budget of {self.budget} samples is smaller than the {n_groups} {what} "
+                    f"that must each have a share; allowed: {n_groups} or more"
+                )
 
-    def _make_room(self, x: Tensor, n_logits: int) -> None:
+    def _groups(self, y: Tensor, task_ids: Tensor) -> Tensor:
+        """For each sample the number of the group that it shares its places with."""
+        if self.share == "task":
+            key = task_ids
+        elif self.labels_per_task:
+            key = torch.stack([task_ids, y], 1)
+        else:
+            key = y
+        groups: Tensor = torch.unique(key, dim=0, return_inverse=True)[1]
+        return groups
+
+    def _make_room(self, x: Tensor, logits: Tensor | None) -> None:
         if not len(self):
             # Zeros, not whatever stood in memory: places that are still free are saved too.
             self.x = x.new_zeros(self.budget, *x.shape[1:], device=self.counts.device)
             self.y = torch.zeros(self.budget, dtype=torch.long, device=self.counts.device)
             self.task_ids = torch.zeros_like(self.y)
-            self.logits = torch.empty(self.budget, 0, device=self.counts.device)
-        wider = n_logits - self.logits.shape[1]
+            dtype = torch.float32 if logits is None else logits.dtype
+            self.logits = torch.empty(self.budget, 0, dtype=dtype, device=self.counts.device)
+            if self.share != "reservoir":
+                self.tickets = torch.zeros(self.budget, device=self.counts.device)
+        wider = 0 if logits is None else logits.shape[1] - self.logits.shape[1]
         if wider > 0:  # a head with more outputs than any before; the others had none there
             self.logits = nn.functional.pad(self.logits, (0, wider), value=torch.nan)
 
-    def _put(self, places: Tensor, new: dict[str, Tensor], rows: Tensor) -> None:
-        for name, values in new.items():
-            getattr(self, name)[places] = values[rows]
+    def _put(self, places: Tensor, x: Tensor, y: Tensor, task_id: int, logits: Tensor | None) -> None:
+        """Write samples to places, both on the memory's device."""
+        self.x.index_copy_(0, places, x.to(self.x))
+        self.y.index_copy_(0, places, y.to(self.y))
+        self.task_ids.index_fill_(0, places, task_id)
+        if logits is not None:
+            missing = self.logits.shape[1] - logits.shape[1]
+            if missing:
+                logits = nn.functional.pad(logits, (0, missing), value=torch.nan)
+            self.logits.index_copy_(0, places, logits.to(self.logits))
 
-    def _reservoir(self, new: dict[str, Tensor]) -> None:
-        n, held, seen = len(new["y"]), len(self), self.seen
+    def _reservoir(self, x: Tensor, y: Tensor, task_id: int, logits: Tensor | None) -> None:
+        n, (held, seen) = len(y), self.counts.tolist()
         # The i-th sample ever seen draws one of i places, and is kept if the memory has that place; while there is
         # room it takes the next. Of two that draw the same place the later stays.
-        number = torch.arange(seen + 1, seen + n + 1)
-        draws = (torch.rand(n, dtype=torch.float64) * number).long()
-        draws[: self.budget - held] = torch.arange(held, held + n)[: self.budget - held]
-        kept = {place: row for row, place in enumerate(draws.tolist()) if place < self.budget}
-        places, rows = (torch.tensor(list(part), dtype=torch.long) for part in (kept.keys(), kept.values()))
-        self._put(places.to(self.y.device), new, rows.to(self.y.device))
-        self._count(min(self.budget, held + n), n)
+        draws = (torch.rand(n, dtype=torch.float64) * torch.arange(seen + 1, seen + n + 1)).long().tolist()
+        room = min(self.budget - held, n)
+        draws[:room] = range(held, held + room)
+        kept = {place: row for row, place in enumerate(draws) if place < self.budget}
+        if kept:
+            rows = torch.tensor(list(kept.values())).to(x.device)
+            places = torch.tensor(list(kept)).to(self.y.device)
+            taken = None if logits is None else logits.index_select(0, rows)
+            self._put(places, x.index_select(0, rows), y.index_select(0, rows), task_id, taken)
+        self.counts += torch.tensor([room, n], device=self.counts.device)
 
-    def _equal_shares(self, new: dict[str, Tensor]) -> None:
-        held = len(self)
-        everything = {name: torch.cat([getattr(self, name)[:held], values]) for name, values in new.items()}
-        groups = everything["task_ids" if self.share == "task" else "y"]
-        rows = [(groups == value).nonzero().flatten() for value in groups.unique()]
-        if len(rows) > self.budget:
-            what = "tasks" if self.share == "task" else "classes"
-            raise ValueError(
-                f"a budget of {self.budget} samples is smaller than the {len(rows)} {what} "
-                f"that must each have a share; allowed: {len(rows)} or more"
-            )
-        # A group keeps a random part of what is left of it, which is a random part of all that was seen of it.
-        quotas = equal_shares([len(row) for row in rows], self.budget)
-        kept = torch.cat(
-            [row[torch.randperm(len(row)).to(row.device)[:quota]] for row, quota in zip(rows, quotas, strict=True)]
+    def _equal_shares(self, x: Tensor, y: Tensor, task_id: int, logits: Tensor | None) -> None:
+        # Every sample draws a ticket when it comes, and of each group the lowest stay. So what is left of a group is
+        # always a random part of all that was ever seen of it, however often the shares have shrunk.
+        n, (held, seen) = len(y), self.counts.tolist()
+        device = self.y.device
+        tickets = torch.cat([self.tickets[:held], torch.rand(n).to(device)])
+        groups = self._groups(
+            torch.cat([self.y[:held], y.to(device)]),
+            torch.cat([self.task_ids[:held], self.task_ids.new_full((n,), task_id)]),
         )
-        self._put(torch.arange(len(kept), device=kept.device), everything, kept)
-        self._count(len(kept), len(new["y"]))
+        order = tickets.argsort()
+        order = order[groups[order].argsort(stable=True)]  # group after group, in each the lowest tickets first
+        sizes = torch.bincount(groups).tolist()
+        quotas = equal_shares(sizes, self.budget)
+        kept = torch.cat([rows[:quota] for rows, quota in zip(order.split(sizes), quotas, strict=True)])
+        old, new = kept[kept < held], kept[kept >= held] - held
+        for buffer in (self.x, self.y, self.task_ids, self.logits, self.tickets):
+            buffer[: len(old)] = buffer[old]
+        places = torch.arange(len(old), len(kept), device=device)
+        rows = new.to(x.device)
+        self._put(places, x[rows], y[rows], task_id, None if logits is None else logits[rows])
+        self.tickets[places] = tickets[new + held]
+        self.counts.copy_(torch.tensor([len(kept), seen + n]))
 
-    def _count(self, held: int, added: int) -> None:
-        self.counts.copy_(torch.tensor([held, self.seen + added]))
-
-    def draw(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """n samples drawn with equal probability, with replacement: x, y, task ids, logits.
+    def draw(self, n: int) -> Tensor:
+        """Where n samples stand that are drawn with equal probability, with replacement: rows, int64 of shape (n,).
 
         Raises:
             ValueError: the memory is empty.
         """
-        if not len(self):
+        held = len(self)
+        if not held:
             raise ValueError("the memory is empty; there is nothing to draw before the first samples were added")
-        rows = torch.randint(len(self), (n,)).to(self.y.device)
-        return self.x[rows], self.y[rows], self.task_ids[rows], self.logits[rows]
+        return torch.randint(held, (n,)).to(self.y.device)
+
+    def draw_each(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of every task as many samples, all different: x of shape (tasks, m, ...), y (tasks, m), task ids (tasks,).
+
+        m is n, or what the smallest share holds if that is less.
+
+        Raises:
+            ValueError: the memory is empty.
+        """
+        held = len(self)
+        if not held:
+            raise ValueError("the memory is empty; there is nothing to draw before the first samples were added")
+        ids, task, sizes = torch.unique(self.task_ids[:held], return_inverse=True, return_counts=True)
+        order = task.argsort(stable=True)
+        m, widest = min(n, int(sizes.min())), int(sizes.max())
+        chances = torch.rand(len(ids), widest).to(ids.device)
+        chances.masked_fill_(torch.arange(widest, device=ids.device) >= sizes[:, None], 2.0)  # no such sample
+        places = chances.topk(m, largest=False).indices + (sizes.cumsum(0) - sizes)[:, None]
+        rows = order[places.flatten()]
+        x, y = self.x.index_select(0, rows), self.y.index_select(0, rows)
+        return x.unflatten(0, (len(ids), m)), y.view(len(ids), m), ids
 
     def of_task(self, task_id: int) -> Samples:
         """All samples of a task that are held."""
@@ -174,7 +234,7 @@ def equal_shares(sizes: Sequence[int], budget: int) -> list[int]:
 
 def check_weight(name: str, value: float) -> None:
     """ValueError unless the value is a number from 0 up."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
         raise ValueError(f"{name} is {value!r}; allowed: numbers from 0 up")
 
 
@@ -186,19 +246,23 @@ class Replay(Learner):
         self.memory = Memory(budget, share)
 
     def learn(self, task: Task, fit: Fit) -> None:
-        fit()
-        self.remember(task)
-
-    def remember(self, task: Task) -> None:
-        """Offer the task's training samples to the memory, in a random order."""
         train = task.make("train")
+        self.memory.labels_per_task = task.scenario == "task"
+        self.memory.check(train.x, train.y, task.id)  # before anything is trained
+        fit()
         order = torch.randperm(len(train))
         self.memory.add(train.x[order], train.y[order], task.id)
+
+    @property
+    def replaying(self) -> bool:
+        """Whether a task is being learned, and there is something to remember."""
+        return self._current is not None and len(self.memory) > 0
 
     def extra_bytes(self) -> int:
         return self.memory.bytes
 
     def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        for name in ("x", "y", "task_ids", "logits"):  # as large as they were when saved
-            setattr(self.memory, name, tensors[f"memory.{name}"].to(self.device))
+        for name, buffer in self.memory.named_buffers():  # as large as they were when saved
+            saved = tensors.get(f"memory.{name}", buffer)
+            setattr(self.memory, name, saved.to(self.device) if name != "counts" else buffer)
         return tensors

@@ -87,7 +87,8 @@ def test_draws_are_uniform_with_everything_that_belongs_together():
     memory = Memory(6)
     numbers = torch.arange(6)
     memory.add(numbers.float()[:, None], numbers * 2, 3, logits=numbers[:, None].expand(6, 4).float())
-    x, y, task_ids, logits = memory.draw(12_000)
+    rows = memory.draw(12_000)
+    x, y, task_ids, logits = memory.x[rows], memory.y[rows], memory.task_ids[rows], memory.logits[rows]
     assert torch.equal(y, (2 * x[:, 0]).long())
     assert torch.equal(logits, x.expand(-1, 4))
     assert set(task_ids.tolist()) == {3}
