@@ -116,7 +116,7 @@ def load_results(folder: str | Path) -> pd.DataFrame:
 
 
 def frame(given: Any) -> pd.DataFrame:
-    """The same for records, or for `Result`s."""
+    """The same for records, or for a list of `Result`."""
     import pandas as pd
 
     as_records = ({"result": r.as_json(), "identity": {}} if isinstance(r, Result) else r for r in given)
