@@ -53,7 +53,8 @@ def test_theme_switch(fresh: Any, width: str) -> None:
 
 
 def test_next_and_previous_lead_through_the_book(fresh: Any, site: str) -> None:
-    page: Page = fresh("index.html").page  # the front door
+    page: Page = fresh("book/index").page
+    page.goto(site, wait_until="commit")  # the front door
     page.wait_for_url("**/book/index.html")
     page.route("**/*.{js,png,woff,woff2}", lambda route: route.abort())  # links work without scripts
 
@@ -195,3 +196,26 @@ def test_the_book_reads_from_a_folder(browser: Browser, name: str) -> None:
         page.locator("#search-results li a[href*='packnet.html']").first.wait_for()
     finally:
         here.page.close()
+
+
+# What tools/pages.py leaves out
+
+
+@pytest.mark.parametrize("width", ["desktop", "phone"])
+def test_a_page_looks_the_same_with_all_that_was_left_out(fresh: Any, site: str, width: str) -> None:
+    """Styles of no use were of no use: with the theme's full style sheets not a pixel changes."""
+    page: Page = fresh("book/packnet", width).page
+    light = page.screenshot()
+    full: list[str] = []
+
+    def serve(route: Any) -> None:
+        full.append(route.request.url)
+        name = urldefrag(route.request.url)[0].split("?")[0].removeprefix(site)
+        route.fulfill(path=HTML / name.replace(".used.css", ".css"))
+
+    page.route("**/*.used.css*", serve)
+    page.reload()
+    page.add_style_tag(content="*, *::before, *::after { transition: none !important; animation: none !important; }")
+    page.evaluate("() => window.MathJax.startup.promise")
+    assert len(full) == 3
+    assert page.screenshot() == light
