@@ -62,8 +62,10 @@ class AGSCL(Learner):
     Args:
         backbone: layers one after another (nn.Sequential) of Linear or Conv, each followed by a ReLU, with pooling,
             Flatten and Dropout between them.
-        mu: pull towards zero of units that no earlier task used.
-        lam: pull of used units towards where they were.
+        mu: pull towards zero of units that no earlier task used. A step takes `mu` times the learning rate off their
+            length: 0.5 was used with Adam 3e-3 on digits, which leaves nothing of them at a learning rate of 0.1.
+        lam: pull of used units towards where they were. 1 was the best over four streams of digits, on
+            validation samples.
         eta: how much of the importance before a task is left after it.
         rho: share of the unused units that get new weights after a task.
 
@@ -72,7 +74,7 @@ class AGSCL(Learner):
     """
 
     def __init__(
-        self, backbone: nn.Module, mu: float = 0.003, lam: float = 10.0, eta: float = 0.9, rho: float = 0.3
+        self, backbone: nn.Module, mu: float = 0.003, lam: float = 1.0, eta: float = 0.9, rho: float = 0.3
     ) -> None:
         check_number("mu", mu, least=0)
         check_number("lam", lam, least=0)

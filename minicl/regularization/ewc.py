@@ -39,7 +39,7 @@ class EWC(QuadraticPenalty):
         backbone: any module whose forward works on one sample at a time in evaluation mode.
         mode: "offline" keeps one anchor and one Fisher diagonal a task; "online" one anchor, moved to the newest task,
             and the decayed sum F <- decay F + F^t.
-        lam: strength.
+        lam: strength. 10 was the best over four streams of digits, on validation samples; by stream 1 to 1000.
         fisher: "sampled" draws labels from the model's own prediction, as the Fisher information is defined;
             "empirical" takes the true labels.
         samples: training samples that the Fisher diagonal is estimated from; None for all.
@@ -53,7 +53,7 @@ class EWC(QuadraticPenalty):
         self,
         backbone: nn.Module,
         mode: str = "offline",
-        lam: float = 100.0,
+        lam: float = 10.0,
         fisher: str = "sampled",
         samples: int | None = None,
         decay: float = 1.0,

@@ -38,7 +38,8 @@ class SI(QuadraticPenalty):
 
     Args:
         backbone: any module.
-        c: strength.
+        c: strength. On validation samples of digits 10 to 100 was best with Adam; with plain SGD and a large learning
+            rate that much makes the weights swing, and the loss infinite.
         xi: damping, which keeps weights that hardly moved from becoming infinitely important.
 
     Raises:

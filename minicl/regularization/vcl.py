@@ -185,7 +185,9 @@ class VCL(Learner):
         backbone: any module; a copy of it is converted.
         samples: networks that an answer is averaged over.
         prior_sigma: standard deviation of the prior N(0, prior_sigma^2) before the first task.
-        initial_sigma: standard deviation that a weight starts with. Where it is large, nothing can be learned.
+        initial_sigma: standard deviation that a weight starts with. Where it is large, nothing can be learned; where it
+            is small, the prior of the second task is so narrow that nothing more is. On validation samples of digits
+            0.05 was best with SGD and 0.1 with Adam.
         coreset: images kept of each task; None for none. Needs a `fit` that takes `tasks`, as that of `minicl.run`.
 
     Raises:
@@ -197,7 +199,7 @@ class VCL(Learner):
         backbone: nn.Module,
         samples: int = 10,
         prior_sigma: float = 1.0,
-        initial_sigma: float = 0.02,
+        initial_sigma: float = 0.05,
         coreset: int | None = None,
     ) -> None:
         check_integer("samples", samples)
