@@ -80,7 +80,8 @@ def with_light_pictures(text: str, page: Path, html: Path) -> str:
 
     def file(match: re.Match[str]) -> str:
         png = folder / f"{match[1]}.png"
-        return f'_images/{match[1]}.webp"' if _shrunk(png.read_bytes(), png.with_suffix(".webp")) else match.group()
+        smaller = png.is_file() and _shrunk(png.read_bytes(), png.with_suffix(".webp"))
+        return f'_images/{match[1]}.webp"' if smaller else match.group()
 
     def data(match: re.Match[str]) -> str:
         png = base64.b64decode(match[1])
@@ -88,7 +89,7 @@ def with_light_pictures(text: str, page: Path, html: Path) -> str:
         target = folder / f"{hashlib.sha256(png).hexdigest()}.webp"
         return f'src="{root}_images/{target.name}"' if _shrunk(png, target) else match.group()
 
-    text = re.sub(r'src="data:image/png;base64,([^"]+)"', data, text)
+    text = re.sub(r'src="data:image/png;base64,([A-Za-z0-9+/=]+)"', data, text)
     return re.sub(r'(?<=[/"])_images/([^"/]+)\.png"', file, text)
 
 
