@@ -126,3 +126,70 @@ def test_what_the_memory_refuses():
     with pytest.raises(ValueError, match="budget of 3 samples is smaller than the 4 classes"):
         offer(memory, 9, 8, classes=4)
     assert held(memory) == before
+
+
+@pytest.mark.parametrize("share", ["task", "class"])
+def test_equal_shares_are_random_however_the_samples_come(share: str):
+    """One group in three batches, then another group: each of the first has the same chance, early or late."""
+    torch.manual_seed(0)
+    counts = torch.zeros(30)
+    for _ in range(900):
+        memory = Memory(10, share)
+        for first in (0, 10, 20):
+            numbers = torch.arange(first, first + 10)
+            memory.add(numbers.float()[:, None], torch.zeros(10, dtype=torch.long), 0)
+        memory.add(torch.full((20, 1), 100.0), torch.ones(20, dtype=torch.long), 1)
+        kept = [number for number in held(memory) if number < 100]
+        assert len(kept) == 5
+        counts[kept] += 1
+    p = 5 / 30
+    assert float(((counts - 900 * p) ** 2 / (900 * p * (1 - p))).sum()) < 80  # mean 29, deviation about 8
+
+
+def test_the_same_label_may_be_another_class_in_every_task():
+    torch.manual_seed(0)
+    learner = minicl.ER(minicl.mlp(64, 8), budget=24, share="class")
+    minicl.run(learner, minicl.split("digits", 5, "task", n_train=60)[:4], epochs=1, progress=False)
+    pairs = torch.stack([learner.memory.task_ids, learner.memory.y], 1)
+    assert torch.unique(pairs, dim=0, return_counts=True)[1].tolist() == [3] * 8
+
+
+def test_draw_each_takes_the_same_number_of_every_task_and_no_sample_twice():
+    torch.manual_seed(0)
+    memory = Memory(30)
+    for t, n in ((5, 9), (2, 4), (8, 12)):
+        offer(memory, 100 * t, n, task_id=t)
+    found: dict[int, set[int]] = {5: set(), 2: set(), 8: set()}
+    for _ in range(60):
+        x, y, task_ids = memory.draw_each(3)
+        assert x.shape == (3, 3, 1)
+        assert y.shape == (3, 3)
+        for t, part in zip(task_ids.tolist(), x[..., 0].int().tolist(), strict=True):
+            assert len(set(part)) == 3
+            assert all(number // 100 == t for number in part)
+            found[t].update(part)
+    assert [len(found[t]) for t in (5, 2, 8)] == [9, 4, 12]
+    assert memory.draw_each(50)[0].shape == (3, 4, 1)  # as many as the smallest share holds
+    with pytest.raises(ValueError, match="memory is empty"):
+        Memory(3).draw_each(1)
+
+
+def test_a_draw_costs_the_same_however_many_tasks_are_held():
+    """Counted in operations, not in seconds."""
+    from torch.profiler import ProfilerActivity, profile
+
+    def operations(tasks: int) -> int:
+        memory = Memory(40)
+        for t in range(tasks):
+            offer(memory, 0, 40 // tasks, task_id=t)
+        with profile(activities=[ProfilerActivity.CPU]) as record:
+            memory.draw(16)
+        return len(record.events() or ())
+
+    assert operations(1) == operations(20)
+
+
+def test_bytes_of_equal_shares_count_the_random_numbers():
+    memory = Memory(7, "task")
+    offer(memory, 0, 20)
+    assert memory.bytes == 7 * (4 + 8 + 8 + 4) + 2 * 8
