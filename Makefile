@@ -4,6 +4,8 @@ PYTHON ?= python3
 PORT ?= 8000
 # A machine without a GPU: make book TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+# The browser of make browser-test: the first one found
+CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome google-chrome-stable,$(shell command -v $(name) 2>/dev/null)))
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,10 +17,10 @@ export OMP_NUM_THREADS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test unit notebooks lint format serve lab clean distclean
+.PHONY: help setup book epub test unit notebooks lint browser-test format serve lab clean distclean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv and install the pinned packages (the other targets do this themselves)
 
@@ -41,6 +43,11 @@ book: $(READY) ## execute every notebook and build the book, without a warning
 	$(BIN)/jupyter-book build . --all -W -n --keep-going --quiet
 	$(BIN)/python tools/check_book.py
 
+epub: $(READY) ## the book for reading offline: _build/epub/continual-learning.epub
+	$(BIN)/python tools/fill_cache.py
+	$(BIN)/jupyter-book build . --builder custom --custom-builder epub --quiet
+	@echo _build/epub/continual-learning.epub
+
 test: unit notebooks lint ## unit tests, every notebook, lint, format and types
 
 unit: $(READY) ## unit tests alone
@@ -53,6 +60,15 @@ lint: $(READY) ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+browser-test: $(READY) ## read the built book in Chromium: every page, no network, axe-core (CHROMIUM=path)
+	@if [ -z "$(CHROMIUM)" ]; then \
+	  echo "browser-test: skipped, no Chromium here (Debian, Ubuntu: apt install chromium; or name one: make browser-test CHROMIUM=path)"; \
+	elif [ ! -f _build/html/index.html ]; then \
+	  echo "browser-test: no book in _build/html; run 'make book' first" >&2; exit 1; \
+	else \
+	  CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest --confcutdir=tests/browser -n 2 --dist loadgroup tests/browser; \
+	fi
 
 format: $(READY) ## let ruff put code and notebooks in order
 	$(BIN)/ruff check --fix .
