@@ -95,7 +95,11 @@ class Flipbook:
         self.frames.append((small.getvalue(), label, alt))
 
     def _repr_html_(self) -> str:
-        """The figure: pictures, bar and script. Raises ValueError where there is nothing to show."""
+        """The figure: pictures, bar and script, as HTML that is XML too, for books to download.
+
+        Raises:
+            ValueError: nothing to show.
+        """
         if not self.frames:
             raise ValueError("a flipbook without drawings has nothing to show; add one first")
         name, last = f"flipbook-{next(_NUMBERS)}", len(self.frames) - 1
@@ -103,22 +107,22 @@ class Flipbook:
         for k, (data, label, alt) in enumerate(self.frames):
             source = base64.b64encode(data).decode()
             said = html.escape(alt), html.escape(label)
+            hidden = "" if k == last else ' hidden=""'
             pictures.append(
-                f'<img src="data:image/png;base64,{source}" alt="{said[0]}" data-label="{said[1]}"'
-                f"{'' if k == last else ' hidden'}>"
+                f'<img src="data:image/png;base64,{source}" alt="{said[0]}" data-label="{said[1]}"{hidden}/>'
             )
             words.append(f"<li><strong>{said[1]}</strong>: {said[0]}</li>")
         control, caption = html.escape(self.control), html.escape(self.caption)
         return (
             f'<style>{_STYLE}</style><figure class="flipbook" id="{name}" style="--flipbook-width: {self.width}px">'
             f"{''.join(pictures)}"
-            '<div class="flipbook-bar" hidden><button type="button">Play</button>'
+            '<div class="flipbook-bar" hidden=""><button type="button">Play</button>'
             f'<label for="{name}-slider">{control}</label>'
-            f'<input id="{name}-slider" type="range" min="0" max="{last}" step="1" value="{last}">'
+            f'<input id="{name}-slider" type="range" min="0" max="{last}" step="1" value="{last}"/>'
             '<output aria-live="polite"></output></div>'
             f"<figcaption>{caption}</figcaption>"
             f"<details><summary>What each drawing shows, in words</summary><ol>{''.join(words)}</ol></details>"
-            f"</figure><script>{_SCRIPT.replace('NAME', name)}</script>"
+            f"</figure><script>//<![CDATA[{_SCRIPT.replace('NAME', name)}//]]></script>"
         )
 
     def __repr__(self) -> str:

@@ -1,9 +1,9 @@
 """Every figure that the book draws more than once, and the one palette it draws them with.
 
 Figures bring their own white ground and dark ink. No single ink reaches a contrast of 4.5 to 1 on a white page and on
-a near-black one (the best grey reaches 4.3), so a transparent figure is always hard to read on one of the two. On a dark
-page the book turns the lightness of a figure around and keeps its hues (book/_static/custom.css). Nothing is told by
-colour alone: methods and tasks also differ in marker and line style, bars in hatch.
+a near-black one (the best grey reaches 4.3), so a transparent figure is always hard to read on one of the two. On a
+dark page the book turns the lightness of a figure around and keeps its hues (book/_static/custom.css). Nothing is told
+by colour alone: methods and tasks also differ in marker and line style, bars in hatch.
 """
 
 from __future__ import annotations

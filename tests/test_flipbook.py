@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from xml.dom import minidom
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -40,10 +41,14 @@ def test_holds_every_drawing_as_it_was() -> None:
 def test_without_scripts_the_last_drawing_stays_and_the_words_are_there() -> None:
     page = three()._repr_html_()
     tags = re.findall(r"<img [^>]*>", page)
-    assert [tag.endswith(" hidden>") for tag in tags] == [True, True, False]
-    assert '<div class="flipbook-bar" hidden>' in page  # a slider that cannot move is not shown
+    assert [' hidden=""' in tag for tag in tags] == [True, True, False]
+    assert '<div class="flipbook-bar" hidden="">' in page  # a slider that cannot move is not shown
     assert page.count("<li>") == 3
     assert "<strong>step 1</strong>: a plate of shade &quot;0.5&quot;" in page
+
+
+def test_is_xml_too() -> None:
+    minidom.parseString(f"<body>{three()._repr_html_()}</body>")
 
 
 def test_slider_has_a_place_for_each_drawing_and_a_label() -> None:
