@@ -30,7 +30,7 @@ METHODS: dict[str, tuple[list[dict[str, float]], Callable[..., minicl.Learner]]]
     "ER": ([{}], minicl.ER),
     "AGEM": ([{}], minicl.AGEM),
     "GEM": ([{"margin": m} for m in (0.0, 0.5, 1.0)], minicl.GEM),
-    "DERpp": ([{"alpha": a, "beta": b} for a in (0.1, 0.3, 1.0) for b in (0.5, 1.0, 2.0)], minicl.DERpp),
+    "DERpp": ([{"alpha": a, "beta": b} for a in (0.03, 0.1, 0.3, 1.0) for b in (0.5, 1.0, 2.0, 4.0)], minicl.DERpp),
 }
 WITHOUT_MEMORY: dict[str, Callable[[], minicl.Learner]] = {
     "PNN": lambda: minicl.PNN(minicl.mlp(*WIDTHS)),
