@@ -14,7 +14,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -343,7 +343,9 @@ def _compare(given: argparse.Namespace) -> int:
 def _table(given: argparse.Namespace) -> int:
     from . import results
 
-    whole = results.table(_there(given.folder))
+    with _damage_told():
+        rows = results.load_results(given.folder)
+    whole = results.table(rows)
     print(results.as_markdown(whole))
     print("written to " + ", ".join(map(str, results.write_table(whole, given.out or given.folder))))
     return 0
@@ -353,20 +355,23 @@ def _plot(given: argparse.Namespace) -> int:
     from . import plots, results
 
     _one_of("format", given.format, dict.fromkeys(FIGURES))
-    for path in plots.all_figures(results.load_all(_there(given.folder)), given.out or given.folder, given.format):
+    with _damage_told():
+        found = results.load_all(given.folder)
+    for path in plots.all_figures(found, given.out or given.folder, given.format):
         print(path)
     return 0
 
 
-def _there(folder: str) -> str:
-    """The folder, after telling in one line each of files there that are damaged."""
+@contextlib.contextmanager
+def _damage_told() -> Iterator[None]:
+    """Files that are damaged are told in one line each, and left out."""
     import warnings
 
-    def tell(message: Any, *_: Any, **__: Any) -> None:
-        print(f"minicl: {message}", file=sys.stderr)
-
-    warnings.showwarning = tell
-    return folder
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        print(f"minicl: {warning.message}", file=sys.stderr)
 
 
 def _certify(given: argparse.Namespace) -> int:
