@@ -60,8 +60,9 @@ SETTLED = """async () => {
     if (document.readyState === "loading")
         await new Promise(done => document.addEventListener("DOMContentLoaded", done));
     if (document.querySelector(".math")) {
-        while (!window.MathJax?.startup?.promise) await new Promise(done => setTimeout(done, 5));
-        await window.MathJax.startup.promise;
+        while (!window.MathJax?.startup?.promise && performance.now() < 60000)
+            await new Promise(done => setTimeout(done, 5));
+        await window.MathJax?.startup?.promise;
     }
 }"""
 
@@ -75,7 +76,7 @@ def visit(browser: Browser, address: str, name: str, width: str = "desktop") -> 
     inside = ("data:", "blob:", "about:", address.split("/book/")[0])
 
     def console(message: Any) -> None:
-        if message.type == "error" and "favicon" not in str(message.location):
+        if message.type == "error":
             here.complaints.append(f"console: {message.text} {message.location}")
 
     page.on("console", console)

@@ -1,0 +1,97 @@
+"""What is done to the book's pages when they are written (tools/pages.py)."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import tinycss2
+from PIL import Image
+
+
+def tool() -> ModuleType:
+    file = Path(__file__).resolve().parent.parent / "tools" / "pages.py"
+    spec = importlib.util.spec_from_file_location("pages", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+pages = tool()
+
+
+@pytest.mark.parametrize(
+    ("sheet", "kept"),
+    [
+        (".here{a:b}", True),
+        (".gone{a:b}", False),
+        ("p{a:b}", True),
+        (".here .gone{a:b}", False),
+        (".here.here2 > p:hover{a:b}", True),
+        ("p:not(.gone){a:b}", True),
+        (":is(.gone, .here) p{a:b}", True),
+        (":not(:is(.gone, p)) .here{a:b}", True),
+        ('a[href$=".pdf"]{a:b}', True),
+        ('[data-theme="dark"] .gone{a:b}', False),
+        (".bs-tooltip-top{a:b}", True),
+        ("@media print{.gone{a:b}}", False),
+        ("@media print{.here{a:b}.gone{a:b}}", True),
+        ("@font-face{src:url(x.gone)}", True),
+        ("@keyframes gone{from{a:b}}", True),
+    ],
+)
+def test_rules_that_no_page_uses_go(sheet: str, kept: bool) -> None:
+    used = pages.used_rules(tinycss2.parse_stylesheet(sheet), {"here", "here2"})
+    assert ("a:b" in used or "url" in used) is kept
+
+
+def test_what_is_used_of_a_list_of_selectors_stays() -> None:
+    assert pages.used_rules(tinycss2.parse_stylesheet(".a,.b p, .c{x:y}"), {"b", "c"}) == ".b p,.c{x:y}"
+    inner = pages.used_rules(tinycss2.parse_stylesheet("@media print{.a{x:y}.b{x:y}}"), {"b"})
+    assert inner.replace(" ", "") == "@mediaprint{.b{x:y}}"
+
+
+def test_markup_is_mended_once() -> None:
+    page = (
+        '<link href="../_static/styles/pydata-sphinx-theme.css?digest=1" rel="stylesheet"/>'
+        '<link href="../_static/mystnb.123.css?v=1"/><link href="../_static/sphinx-thebe.css?v=2"/>'
+        '<script src="../_static/scripts/fontawesome.js?digest=1"></script>'
+        '<dt class="sig py"><dl><dd>x,</dd></dl></dt><dd>kept</dd>'
+        '<div role="doc-biblioentry"></div><th class="head"><p></p></th><th>name</th>'
+    )
+    mended = pages.mended(page)
+    assert mended == (
+        '<link href="../_static/styles/pydata-sphinx-theme.used.css?digest=1" rel="stylesheet"/>'
+        '<link href="../_static/mystnb.123.used.css?v=1"/>'
+        '<dt class="sig py"><span class="sig-lines"><span class="sig-line">x,</span></span></dt><dd>kept</dd>'
+        '<div role="listitem"></div><td class="head"></td><th>name</th>'
+    )
+    assert pages.mended(mended) == mended
+
+
+def test_pictures_lose_bytes_and_no_pixel(tmp_path: Path) -> None:
+    folder = tmp_path / "_images"
+    folder.mkdir()
+    pixels = np.zeros((40, 60, 4), dtype=np.uint8)
+    pixels[10:20, 5:50] = (200, 30, 60, 255)
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, format="png", compress_level=0)
+    (folder / "a.png").write_bytes(png.getvalue())
+    data = base64.b64encode(png.getvalue()).decode()
+    text = f'<img src="../_images/a.png"><img src="data:image/png;base64,{data}">src="data:image/png;base64,{{x}}"'
+    light = pages.with_light_pictures(text, tmp_path / "book" / "x.html", tmp_path)
+    assert light.startswith('<img src="../_images/a.webp"><img src="../_images/')
+    assert light.endswith('.webp">src="data:image/png;base64,{x}"')
+    files = list(folder.glob("*.webp"))
+    assert len(files) == 2
+    for file in files:
+        assert file.stat().st_size < len(png.getvalue())
+        assert np.array_equal(np.asarray(Image.open(file).convert("RGBA")), pixels)
+    assert pages.with_light_pictures(light, tmp_path / "book" / "x.html", tmp_path) == light
