@@ -51,3 +51,21 @@ def test_a_sample_of_the_runs_comes_out_the_same(run: tuple[str, str, int, str])
     for name in ("ACC", "BWT", "new"):  # another processor may round otherwise
         assert found[name] == pytest.approx(stored[name], abs=0.03)
     assert found["bytes"] == stored["bytes"]
+
+
+def test_the_tables_of_split_mnist_are_those_of_its_runs() -> None:
+    mnist = script("split_mnist")
+    stored = files.read_json(mnist.RESULTS)
+    assert stored["epochs"] == mnist.EPOCHS
+    known = {**mnist.METHODS, **mnist.VARIANTS}
+    for run in stored["runs"]:
+        assert run["method"] in known
+        last = run["accuracy"][-1]
+        assert len(last) == mnist.TASKS
+        assert run["ACC"] == pytest.approx(sum(last) / mnist.TASKS)
+    for name, table in (("split_mnist.md", mnist.table), ("split_mnist_variants.md", mnist.variants_table)):
+        assert mnist.RESULTS.with_name(name).read_text(encoding="utf-8") == table(stored["runs"])
+    for method in ("fine-tuning", "EWC", "online EWC", "SI", "MAS", "LwF", "joint"):
+        for scenario in mnist.PUBLISHED[method]:
+            seeds = [r["seed"] for r in stored["runs"] if (r["method"], r["scenario"]) == (method, scenario)]
+            assert len(seeds) == len(set(seeds)) >= 3
