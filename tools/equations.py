@@ -49,6 +49,13 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "eq-vcl": ("minicl.regularization.vcl.kl_divergence",),
     "eq-ags": ("minicl.regularization.ags_cl.proximal_step",),
     "eq-lwf": ("minicl.regularization.lwf.distillation",),
+    # replay
+    "eq-reservoir": ("minicl.replay.memory.Memory.add",),
+    "eq-er": ("minicl.replay.er.ER",),
+    "eq-derpp": ("minicl.replay.derpp.DERpp", "minicl.replay.derpp.logit_distance"),
+    "eq-agem": ("minicl.replay.agem.project_on_average",),
+    "eq-gem": ("minicl.replay.gem.project_on_cone",),
+    "eq-gem-dual": ("minicl.replay.gem.dual",),
 }
 
 # Numbered, and no function of the package: why.
@@ -69,9 +76,10 @@ for _label, _names in FUNCTIONS.items():
 
 
 def _short(name: str) -> str:
-    """`minicl.isolation.hat.attention` is `attention()`; a method keeps its class."""
+    """`minicl.isolation.hat.attention` is `attention()`; a method keeps its class; a class is not called."""
     parts = name.split(".")
-    return ".".join(parts[-2:] if parts[-2][0].isupper() else parts[-1:]) + "()"
+    short = ".".join(parts[-2:] if parts[-2][0].isupper() else parts[-1:])
+    return short if parts[-1][0].isupper() else f"{short}()"
 
 
 def _to_code(app: Sphinx, doctree: nodes.document, docname: str) -> None:
