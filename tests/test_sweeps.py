@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -116,11 +117,12 @@ def test_the_name_of_a_result_says_all_that_determines_it(monkeypatch: pytest.Mo
 
 
 def test_the_same_said_in_other_words_has_the_same_name() -> None:
+    default = inspect.signature(minicl.EWC).parameters["lam"].default
     ways: list[dict[str, Any]] = [
         {"methods": minicl.EWC},
         {"methods": [("ewc", {})]},
-        {"methods": ("ewc", {"lam": 100.0})},  # the default
-        {"methods": partial(minicl.EWC, lam=100.0)},
+        {"methods": ("ewc", {"lam": default})},
+        {"methods": partial(minicl.EWC, lam=default)},
         {"streams": [{"kind": "split", "dataset": "digits", "n_tasks": 2, "n_train": 20}]},
         {"streams": partial(minicl.split, n_tasks=2, n_train=20, scenario="task", root="elsewhere")},
         {"seeds": range(1)},
