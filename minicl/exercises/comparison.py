@@ -1,0 +1,197 @@
+"""The exercises of the chapter "All methods side by side"."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import METHODS
+from . import Hint, call, compare, exercise, text
+
+NEEDS = {
+    "exact and small": (
+        {"packnet", "hat"},
+        "Which methods promise that no bit changes, in a network that does not grow?",
+    ),
+    "exact and endless": ({"pnn", "individual"}, "A network of fixed size is full one day. Which methods have none?"),
+    "no id": (
+        {"er", "derpp", "agem", "gem"},
+        "Isolation must be told the task id, and springs did not help in Class-IL. What did?",
+    ),
+}
+
+
+@exercise("comparison-1")
+def which_method(answer: Any) -> str:
+    """A dictionary from "exact and small", "exact and endless", "no id" to the name of a method each."""
+    if not isinstance(answer, dict) or set(answer) != set(NEEDS):
+        raise Hint(f"The answer should be a dictionary with a method for each of {', '.join(map(repr, NEEDS))}.")
+    for need, (right, hint) in NEEDS.items():
+        if text(answer[need], sorted(METHODS), f"Your answer to {need!r}") not in right:
+            raise Hint(hint, mistake=f"{need} wrong")
+    return "There is no best method, only a best one for a need: the three answers differ."
+
+
+def _values(n: int) -> np.ndarray:
+    return torch.rand(n, dtype=torch.float64).numpy()
+
+
+@exercise("comparison-2")
+def half_width(answer: Any) -> str:
+    """A function of values, shape (n,), and t: half of the width of the interval for their mean."""
+    cases = [(_values(n), t) for n, t in ((2, 12.71), (5, 2.776), (10, 2.262))]
+    compare(
+        answer,
+        lambda values, t: t * values.std(ddof=1) / np.sqrt(len(values)),
+        cases=cases,
+        mistakes={
+            "divided by n": (
+                lambda values, t: t * values.std() / np.sqrt(len(values)),
+                "NumPy divides by n. One of the n differences is given by the others, since they add up to zero.",
+            ),
+            "spread of the values": (
+                lambda values, t: t * values.std(ddof=1),
+                "That is about one run. The mean of n runs is surer than one of them.",
+            ),
+            "no root": (
+                lambda values, t: t * values.std(ddof=1) / len(values),
+                "The spread of a mean falls more slowly than that: four times the runs, half the width.",
+            ),
+            "whole width": (
+                lambda values, t: 2 * t * values.std(ddof=1) / np.sqrt(len(values)),
+                "That is the whole interval. Behind ± stands half of it.",
+            ),
+        },
+    )
+    return "With five seeds t is nearly 2.8, with a hundred nearly 2: few seeds are punished twice."
+
+
+@exercise("comparison-3")
+def columns(answer: Any) -> str:
+    """A function of T, c, u: parameters of T columns of c, with a connection of u from each to every later one."""
+    cases = [(1, 10, 3), (2, 10, 3), (5, 100, 40), (20, 17610, 11000)]
+    compare(
+        answer,
+        lambda T, c, u: T * c + T * (T - 1) / 2 * u,
+        cases=cases,
+        mistakes={
+            "every pair twice": (
+                lambda T, c, u: T * c + T * (T - 1) * u,
+                "You count connections in both directions. An old column never listens to a new one.",
+            ),
+            "one connection a column": (
+                lambda T, c, u: T * c + (T - 1) * u,
+                "Column k listens to all columns before it, not only to the last.",
+            ),
+            "itself too": (
+                lambda T, c, u: T * c + T * (T + 1) / 2 * u,
+                "A column has no lateral connection to itself: the first has none at all.",
+            ),
+            "columns alone": (lambda T, c, u: T * c, "That is how separate networks grow. What joins the columns?"),
+        },
+    )
+    return "The square of T wins in the end, however thin the connections are."
+
+
+@exercise("comparison-4")
+def still_free(answer: Any) -> str:
+    """A function of p, T: the share that is free after T tasks which each keep the share p of what is free."""
+    cases = [(0.5, 1), (0.5, 3), (0.1, 10), (0.25, 20)]
+    compare(
+        answer,
+        lambda p, T: (1 - p) ** T,
+        cases=cases,
+        mistakes={
+            "share of the whole": (
+                lambda p, T: max(0.0, 1 - p * T),
+                "Each task takes a share of what is *free*, not of the whole network.",
+            ),
+            "what is used": (lambda p, T: 1 - (1 - p) ** T, "That is what is used. How much is left?"),
+            "what the last one got": (lambda p, T: p**T, "After the first task 1 - p is free, not p."),
+            "one task too few": (lambda p, T: (1 - p) ** (T - 1), "That is what the last of the T tasks found."),
+        },
+    )
+    return "It never reaches zero, and that is no comfort: the twentieth task gets a share of nearly nothing."
+
+
+@exercise("comparison-5")
+def unchanged(answer: Any) -> str:
+    """A function of logits then and now, arrays of shape (n, classes): True only where every bit is the same."""
+    then = torch.randn(6, 3).numpy()
+    nudged = then.copy()
+    nudged[4, 1] = np.nextafter(nudged[4, 1], np.float32(9))
+    doubled = then * 2  # other logits, the same winners
+    for now, same, hint, mistake in (
+        (then.copy(), True, "Nothing has changed there, and your function says otherwise.", "never true"),
+        (doubled, False, "The same classes win, but the logits are others.", "same winners"),
+        (nudged, False, "One number has moved by its last bit. Rounding counts.", "close enough"),
+        (then[:5], False, "A row is missing there.", "shorter"),
+    ):
+        if bool(call(answer, then, now)) is not same:
+            raise Hint(hint, mistake=mistake)
+    return "minicl keeps a digest of those bytes: twenty of them, however many logits there are."
+
+
+def _undominated(stored: np.ndarray, acc: np.ndarray) -> np.ndarray:
+    n = range(len(acc))
+    kept = [
+        i
+        for i in n
+        if not any(
+            stored[j] <= stored[i] and acc[j] >= acc[i] and (stored[j] < stored[i] or acc[j] > acc[i]) for j in n
+        )
+    ]
+    return np.array(kept)
+
+
+def _marked(indices: Any, n: int) -> np.ndarray:
+    """1 for those among n that are listed, 0 for the others."""
+    found = np.asarray(indices)
+    if found.ndim != 1 or not len(found) or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= n:
+        raise Hint(
+            f"Your function should return a list of indices, from 0 to {n - 1}, at least one; it gave {indices!r}."
+        )
+    if (np.diff(found) <= 0).any():
+        raise Hint(f"The indices should rise, each listed once; yours are {found.tolist()}.", mistake="not rising")
+    return np.isin(np.arange(n), found).astype(np.float64)
+
+
+@exercise("comparison-6")
+def undominated(answer: Any) -> str:
+    """A function of bytes and acc, arrays with an entry a method: indices, in rising order, of the undominated ones."""
+    cases = [
+        (np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.9, 0.8])),
+        (np.array([2.0, 2.0, 1.0, 2.0]), np.array([0.7, 0.7, 0.3, 0.6])),
+        *((torch.randint(1, 9, (9,)).double().numpy(), torch.randint(1, 9, (9,)).double().numpy()) for _ in range(4)),
+    ]
+
+    def beaten(stored: np.ndarray, acc: np.ndarray, strict: bool) -> np.ndarray:
+        """Who is left where "dominated" is misread: as better in both, or as no worse in both."""
+        n = range(len(acc))
+        better = [[(stored[j] < stored[i] and acc[j] > acc[i]) for j in n] for i in n]
+        no_worse = [[(i != j and stored[j] <= stored[i] and acc[j] >= acc[i]) for j in n] for i in n]
+        return np.array([float(not any(row)) for row in (better if strict else no_worse)])
+
+    compare(
+        lambda stored, acc: _marked(answer(stored, acc), len(acc)),
+        lambda stored, acc: _marked(_undominated(stored, acc), len(acc)),
+        cases=cases,
+        mistakes={
+            "better in both": (
+                partial(beaten, strict=True),
+                "A method with the same bytes and a higher accuracy dominates, too: better in one is enough.",
+            ),
+            "twins beat each other": (
+                partial(beaten, strict=False),
+                "Two methods that are equal in both: neither is better in anything, so both stay.",
+            ),
+            "the best alone": (
+                lambda stored, acc: _marked([int(np.lexsort((stored, -acc))[0])], len(acc)),
+                "You keep the most accurate alone. One that is worse, but smaller, is dominated by nobody.",
+            ),
+        },
+    )
+    return "What is left is called a Pareto front: the only methods between which a choice is a matter of taste."
