@@ -64,6 +64,7 @@ def test_markup_is_mended_once() -> None:
         '<link href="../_static/mystnb.123.css?v=1"/><link href="../_static/sphinx-thebe.css?v=2"/>'
         '<script src="../_static/scripts/fontawesome.js?digest=1"></script>'
         '<dt class="sig py"><dl><dd>x,</dd></dl></dt><dd>kept</dd>'
+        '<pre><span class="k">if</span><span class="w"> </span><span class="n">w</span></pre>'
         '<div role="doc-biblioentry"></div><th class="head"><p></p></th><th>name</th>'
     )
     mended = pages.mended(page)
@@ -71,6 +72,7 @@ def test_markup_is_mended_once() -> None:
         '<link href="../_static/styles/pydata-sphinx-theme.used.css?digest=1" rel="stylesheet"/>'
         '<link href="../_static/mystnb.123.used.css?v=1"/>'
         '<dt class="sig py"><span class="sig-lines"><span class="sig-line">x,</span></span></dt><dd>kept</dd>'
+        '<pre><span class="k">if</span> <span class="n">w</span></pre>'
         '<div role="listitem"></div><td class="head"></td><th>name</th>'
     )
     assert pages.mended(mended) == mended

@@ -53,6 +53,7 @@ def mended(page: str) -> str:
     page = re.sub(r'<dt class="sig .*?</dt>', _signature, page, flags=re.DOTALL)
     page = page.replace('role="doc-biblioentry"', 'role="listitem"')  # its parent is a list
     page = re.sub(r"<th([^>]*)>\s*(?:<p>\s*</p>)?\s*</th>", r"<td\1></td>", page)  # a corner is no header
+    page = re.sub(r'<span class="w">(\s*)</span>', r"\1", page)  # spaces of code need no colour
     for style in STYLES:
         name = re.escape(style.removesuffix(".css")).replace(r"\*", r'[^"?]*')
         page = re.sub(rf'(_static/{name})(?<!\.used)\.css(\?[^"]*)?"', r'\1.used.css\2"', page)
