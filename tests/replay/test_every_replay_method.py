@@ -58,7 +58,9 @@ def own_loop(
             for x, y in zip(task.train.x.split(20), task.train.y.split(20), strict=True):
                 learner.before_step(0.5)
                 optimizer.zero_grad(set_to_none=set_to_none)
-                learner.loss(x, y, task.id).backward()
+                loss = learner.loss(x, y, task.id)
+                assert bool(loss.isfinite())
+                loss.backward()
                 nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
                 optimizer.step()
 
