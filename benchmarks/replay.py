@@ -2,7 +2,7 @@
 
     python benchmarks/replay.py
 
-64-256-256, batch 32, in Task-IL with 10 outputs a task, and a memory of 500 samples that is full. The plain step is
+64-256-256, batch 32, 10 outputs (in Task-IL for each task), and a memory of 500 samples that is full. The plain step is
 written by hand: forward, backward, optimiser, on 32 samples. A step of ER takes 32 new and 32 remembered samples.
 """
 
@@ -52,11 +52,13 @@ def plain(batches: Batches) -> Callable[[int], float]:
 class Stopwatch:
     """Time steps of a learner in the lesson after its first `past` ones, some now and some later."""
 
-    def __init__(self, make: Callable[[nn.Module], minicl.Learner], batches: Batches, past: int) -> None:
+    def __init__(self, make: Callable[[nn.Module], minicl.Learner], batches: Batches, past: int, scenario: str) -> None:
         self.learner, self.batches, self.past = make(minicl.mlp(*WIDTHS)), batches, past
+        self.scenario = scenario
         self.data = tuple(torch.cat(part) for part in zip(*batches, strict=True))
         for t in range(past):
-            task = minicl.Task(t, CLASSES, (self.data[0].roll(t, 1), self.data[1]))  # other inputs, so other gradients
+            data = (self.data[0].roll(t, 1), self.data[1])  # other inputs, so other gradients
+            task = minicl.Task(t, CLASSES, data, scenario=scenario)
             self.learner.learn(task, partial(self.train, t, 10 * len(batches)))
 
     def train(self, task_id: int, n: int) -> float:
@@ -81,7 +83,7 @@ class Stopwatch:
             raise KeyboardInterrupt  # filling the memory is not part of a step
 
         try:
-            self.learner.learn(minicl.Task(self.past, CLASSES, self.data), fit)  # type: ignore[arg-type]
+            self.learner.learn(minicl.Task(self.past, CLASSES, self.data, scenario=self.scenario), fit)  # type: ignore[arg-type]
         except KeyboardInterrupt:
             return seconds
         raise AssertionError
@@ -97,15 +99,18 @@ def main() -> None:
     y = torch.randint(CLASSES, (20 * BATCH,), generator=generator)
     batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
 
-    print(f"a step with {PAST} past tasks (targets: {', '.join(f'{name} {value}' for name, value in TARGETS.items())})")
-    candidates = {"plain": plain(batches)}
-    candidates |= {name: Stopwatch(make, batches, PAST).steps for name, make in METHODS.items()}
-    compare({name: partial(steps, 100) for name, steps in candidates.items()}, rounds, per=100)
-
+    targets = ", ".join(f"{name} {value}" for name, value in TARGETS.items())
+    for scenario in ("domain", "task"):
+        print(f"a step with {PAST} past tasks, scenario {scenario!r} (targets: {targets})")
+        candidates = {"plain": plain(batches)}
+        candidates |= {name: Stopwatch(make, batches, PAST, scenario).steps for name, make in METHODS.items()}
+        compare({name: partial(steps, 100) for name, steps in candidates.items()}, rounds, per=100)
+        print()
     for name, make in METHODS.items():
-        print(f"\n{name}: an epoch of {len(batches)} steps, after so many tasks")
-        watches = {f"{past:2} tasks": Stopwatch(make, batches, past) for past in (1, 2, 5, 10, 20)}
+        print(f"{name}: an epoch of {len(batches)} steps, scenario 'domain', after so many tasks")
+        watches = {f"{past:2} tasks": Stopwatch(make, batches, past, "domain") for past in (1, 2, 5, 10, 20)}
         compare({title: partial(watch.steps, len(batches)) for title, watch in watches.items()}, rounds)
+        print()
 
 
 if __name__ == "__main__":
