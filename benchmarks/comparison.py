@@ -3,8 +3,8 @@
     python benchmarks/comparison.py                     # all of it: a quarter of an hour on one core
     python benchmarks/comparison.py --methods HAT PNN   # a part; what is in the file is not measured again
 
-Three parts, all on digits. *Search*: every method that has a dial tries each of its values on seeds 100 and 101, judged
-by mean accuracy on validation samples; test samples choose nothing. *Runs*: five seeds of every method, by
+Three parts, all on digits. *Search*: HAT, PackNet and GEM try each value of a dial on seeds 100 and 101, judged by mean
+accuracy on validation samples; test samples choose nothing. *Runs*: five seeds of every method, by
 `minicl.sweep`, with the value that was chosen. Permuted digits with the task id: 10 tasks, at most 500 images each,
 64-256-256, batch 32, five epochs a task. Split digits in the three scenarios: as in regularization_search.py, whose
 results stand beside these. Re-training counts as training. *Growth*: twenty permuted tasks (at most 300 images each)
@@ -44,18 +44,12 @@ BATCH = {stream: before.BATCH for stream in STREAMS} | {"permuted-task": 32, "gr
 WIDTHS = {stream: (64, 256, 256) if stream == "permuted-task" else before.WIDTHS for stream in STREAMS}
 NAMES = {method.__name__: name for name, method in minicl.METHODS.items()}
 
-# The dial of each method, and the values that are tried. Methods that are not here have none.
+# Whose dial is searched here, and the values that are tried. Strengths of the regularisation methods on permuted digits
+# are those that regularization_search.py chose for them (in Domain-IL, on validation samples); others have defaults.
 DIALS: dict[str, tuple[str, list[float]]] = {
     "HAT": ("c", [0.1, 0.25, 0.5, 1.0]),
     "PackNet": ("keep_ratio", [0.05, 0.1, 0.2, 0.4]),
-    "EWC": ("lam", [10.0, 100.0, 1e3]),
-    "SI": ("c", [0.1, 1.0, 10.0]),
-    "MAS": ("lam", [0.1, 1.0, 10.0]),
-    "LwF": ("lam", [0.3, 1.0, 3.0]),
-    "VCL": ("initial_sigma", [0.01, 0.03]),
-    "AGSCL": ("lam", [0.1, 1.0, 10.0]),
     "GEM": ("margin", [0.0, 0.5]),
-    "DERpp": ("alpha", [0.1, 0.3, 1.0]),
 }
 ALWAYS: dict[str, dict[str, Any]] = {
     "HAT": {"s_max": 1000.0},
@@ -63,6 +57,7 @@ ALWAYS: dict[str, dict[str, Any]] = {
     "AGSCL": {"mu": 0.5},
     **{name: {"budget": BUDGET} for name in ("ER", "AGEM", "GEM", "DERpp")},
 }
+STRENGTHS: dict[str, Any] = files.read_json(before.RESULTS)
 GROWN = ("FineTune", "Individual", "PNN", "HAT", "PackNet", "EWC", "ER")
 GROWTH: Stream = partial(minicl.permuted, "digits", n_tasks=20, scenario="task", n_train=300)
 GROWN_WIDTHS = (64, 100, 100)
@@ -77,7 +72,8 @@ def fits(method: str, stream: str) -> bool:
 
 def hyperparameters(method: str, value: float | None) -> dict[str, Any]:
     """What the method is given, its dial at `value`."""
-    return {**ALWAYS.get(method, {}), **({DIALS[method][0]: value} if method in DIALS else {})}
+    dial = before.METHODS[method][0] if method in before.METHODS else DIALS.get(method, (None,))[0]
+    return {**ALWAYS.get(method, {}), **({} if dial is None else {dial: value})}
 
 
 def training(method: str, stream: str) -> dict[str, Any]:
@@ -116,7 +112,9 @@ def key(method: str, stream: str, value: float, seed: int) -> str:
 
 
 def chosen(search: dict[str, float], method: str, stream: str) -> float | None:
-    """The value with the highest mean ACC on validation samples; of equal ones the first; None without a dial."""
+    """The value with the highest mean ACC on validation samples; None without a dial."""
+    if method in before.METHODS:
+        return before.chosen(STRENGTHS, method, "permuted-domain")
     if method not in DIALS:
         return None
     means = {v: statistics.mean(search[key(method, stream, v, s)] for s in SEARCH_SEEDS) for v in DIALS[method][1]}
