@@ -56,6 +56,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "eq-agem": ("minicl.replay.agem.project_on_average",),
     "eq-gem": ("minicl.replay.gem.project_on_cone",),
     "eq-gem-dual": ("minicl.replay.gem.dual",),
+    "eq-comparison-interval": ("minicl.results.mean_and_half",),
 }
 
 # Numbered, and no function of the package: why.
