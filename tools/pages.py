@@ -154,6 +154,7 @@ def lighten(html: Path) -> None:
 def _configure(app: Sphinx, config: Any) -> None:
     for listeners in app.events.listeners.values():
         listeners[:] = [one for one in listeners if getattr(one.handler, "__module__", None) != "sphinx_thebe"]
+    config.html_math_renderer = "mathjax"  # or Sphinx would take the other one it knows, that of the EPUB
     config.mathjax_path = "mathjax/startup.js"
     config.mathjax3_config = MATHJAX
 

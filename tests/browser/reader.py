@@ -59,8 +59,8 @@ class Visit:
 SETTLED = """async () => {
     if (document.readyState === "loading")
         await new Promise(done => document.addEventListener("DOMContentLoaded", done));
-    if (document.querySelector(".math")) {
-        while (!window.MathJax?.startup?.promise && performance.now() < 60000)
+    if (document.querySelector("script[src*=mathjax]")) {
+        while (!window.MathJax?.startup?.promise && performance.now() < 20000)
             await new Promise(done => setTimeout(done, 5));
         await window.MathJax?.startup?.promise;
     }
