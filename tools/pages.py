@@ -49,7 +49,7 @@ def _signature(match: re.Match[str]) -> str:
 def mended(page: str) -> str:
     """The page as it is published."""
     page = re.sub(r'\s*<script src="[^"]*/fontawesome\.js[^"]*"></script>', "", page)
-    page = re.sub(r'\s*<link [^>]*/sphinx-thebe\.css[^>]*>', "", page)
+    page = re.sub(r"\s*<link [^>]*/sphinx-thebe\.css[^>]*>", "", page)
     page = re.sub(r'<dt class="sig .*?</dt>', _signature, page, flags=re.DOTALL)
     page = page.replace('role="doc-biblioentry"', 'role="listitem"')  # its parent is a list
     page = re.sub(r"<th([^>]*)>\s*(?:<p>\s*</p>)?\s*</th>", r"<td\1></td>", page)  # a corner is no header
