@@ -274,6 +274,14 @@ class _Corner:
     sizes: tuple[int, ...]
     values: Tensor
     view: Tensor
+    momentum: Tensor | None = None  # the buffer of SGD's momentum that holds zeros in this corner
+
+    def stop(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take SGD's momentum away: with zero gradients it stays zero, until the buffer is another one."""
+        momentum = optimizer.state.get(self.parameter, {}).get("momentum_buffer")
+        if momentum is not self.momentum and momentum is not None:
+            _corner(momentum, self.sizes).zero_()
+        self.momentum = momentum
 
     def put_back(self) -> None:
         if self.view.data_ptr() != self.parameter.data_ptr():  # the parameter was moved to other memory
@@ -522,10 +530,14 @@ class HAT(Learner):
             lesson.nothing_moved = False
 
     def _before_optimizer_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        # Plain SGD adds -lr * 0 to what is protected: the one case in which nothing needs to be put back.
-        if self._lesson is not None and type(optimizer) is torch.optim.SGD:
+        # SGD without momentum adds -lr * 0 to what is protected: the one case in which nothing needs to be put back.
+        lesson = self._lesson
+        if lesson is not None and type(optimizer) is torch.optim.SGD:
             groups = optimizer.param_groups
-            self._lesson.nothing_moved = not any([group["momentum"] or group["weight_decay"] for group in groups])
+            lesson.nothing_moved = not any([group["weight_decay"] for group in groups])
+            if lesson.nothing_moved and any([group["momentum"] for group in groups]):
+                for corner in lesson.corners:
+                    corner.stop(optimizer)
         return super()._before_optimizer_step(optimizer, args, kwargs)
 
     # ---- the end of a task -------------------------------------------------------------------------------------------
