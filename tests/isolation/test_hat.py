@@ -877,3 +877,36 @@ def test_inputs_that_do_not_suit_the_first_layer() -> None:
     learner = HAT(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Flatten()))
     with pytest.raises(ValueError, match=r"put an nn\.Flatten before it"):
         learner.prepare(make_task(0, (2, 6)))
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_old_answers_hold_after_every_step_under_a_momentum_from_before(nesterov: bool) -> None:
+    """What momentum brings along from the first task must not move its weights in any step of the second."""
+    torch.manual_seed(0)
+    first, second = minicl.permuted("digits", 2, n_train=200)
+    learner = minicl.HAT(minicl.mlp(64, 30, 30), c=0.3)
+    learner.prepare(first)
+    learner.prepare(second)
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.05, momentum=0.9, nesterov=nesterov)
+    learner.protect(optimizer)
+    before: list[torch.Tensor] = []
+
+    def fit(task: minicl.Task) -> None:
+        for k, rows in enumerate(torch.arange(len(task.train)).split(32)):
+            learner.train()
+            learner.before_step(k / 6)
+            optimizer.zero_grad()
+            learner.loss(task.train.x[rows], task.train.y[rows], task.id).backward()
+            if task is second and k == 3:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # other buffers, same values
+            optimizer.step()
+            if before:
+                learner.eval()
+                with torch.no_grad():
+                    assert torch.equal(learner(first.test.x, first.id), before[0])
+
+    learner.learn(first, lambda: fit(first))
+    learner.eval()
+    with torch.no_grad():
+        before.append(learner(first.test.x, first.id))
+    learner.learn(second, lambda: fit(second))
