@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
+import scripts
 
 import minicl
 from minicl import files
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-
-with pytest.MonkeyPatch.context() as _patch:
-    _patch.syspath_prepend(str(BENCHMARKS))
-    comparison = importlib.import_module("comparison")
-sys.modules.pop("comparison")
-
+comparison = scripts.load("benchmarks/comparison.py")
 found = files.read_json(comparison.RESULTS)
 
 

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pydoc
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import scripts
 
 ROOT = Path(__file__).resolve().parent.parent
 
-
-def table() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("equations", ROOT / "tools" / "equations.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-equations = table()
+equations = scripts.load("tools/equations.py")
 PAGES = sorted(p for kind in ("*.ipynb", "*.md") for p in (ROOT / "book").rglob(kind) if ".ipynb_ch" not in str(p))
 
 

@@ -5,7 +5,6 @@ A chapter's answers are in tests/exercises/<chapter>.py.
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from functools import cache
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scripts
 import torch
 
 import minicl
@@ -27,12 +27,7 @@ NAMES = [name for chapter in exercises.chapters() for name in exercises.exercise
 
 def answers(chapter: str) -> ModuleType:
     """The tables RIGHT and WRONG of a chapter."""
-    spec = importlib.util.spec_from_file_location(f"answers_{chapter}", FOLDER / f"{chapter}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load(FOLDER / f"{chapter}.py", f"answers_{chapter}")
 
 
 TABLES = {chapter: answers(chapter) for chapter in exercises.chapters()}

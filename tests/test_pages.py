@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+import scripts
 import tinycss2
 from PIL import Image
 
-
-def tool() -> ModuleType:
-    file = Path(__file__).resolve().parent.parent / "tools" / "pages.py"
-    spec = importlib.util.spec_from_file_location("pages", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-pages = tool()
+pages = scripts.load("tools/pages.py")
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,11 @@ import ast
 import json
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import scripts
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
@@ -36,19 +35,7 @@ def source(cell: dict[str, Any]) -> str:
 # The table of contents
 
 
-def toc_pages(toc: Any) -> Iterator[str]:
-    if isinstance(toc, list):
-        for entry in toc:
-            yield from toc_pages(entry)
-    elif isinstance(toc, dict):
-        for key, value in toc.items():
-            if key in ("root", "file"):
-                yield value
-            else:
-                yield from toc_pages(value)
-
-
-TOC = list(toc_pages(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))))
+TOC = scripts.toc_pages()
 
 
 @pytest.mark.parametrize("page", TOC)

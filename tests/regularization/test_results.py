@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import pytest
+import scripts
 
 from minicl import files
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-search = script("regularization_search")
+search = scripts.load("benchmarks/regularization_search.py")
 runs = files.read_json(search.RESULTS)
 
 
@@ -54,7 +39,7 @@ def test_a_sample_of_the_runs_comes_out_the_same(run: tuple[str, str, int, str])
 
 
 def test_the_tables_of_split_mnist_are_those_of_its_runs() -> None:
-    mnist = script("split_mnist")
+    mnist = scripts.load("benchmarks/split_mnist.py")
     stored = files.read_json(mnist.RESULTS)
     assert stored["epochs"] == mnist.EPOCHS
     known = {**mnist.METHODS, **mnist.VARIANTS}
