@@ -7,8 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import family
 import pytest
 import torch
+from family import logits, stream
 from torch import Tensor, nn
 
 import minicl
@@ -31,48 +33,7 @@ BACKBONES: dict[str, Callable[[], nn.Module]] = {
 }
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
 every_scenario = pytest.mark.parametrize("scenario", minicl.SCENARIOS)
-
-
-def stream(scenario: str, n_tasks: int = 5) -> minicl.TaskStream:
-    return minicl.split("digits", n_tasks, scenario, n_train=60)
-
-
-def own_loop(
-    learner: minicl.Learner,
-    tasks: minicl.TaskStream,
-    optimizer: torch.optim.Optimizer | None = None,
-    set_to_none: bool = True,
-) -> torch.optim.Optimizer:
-    """A loop as anyone would write it, with one optimiser for all tasks."""
-    known = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer else set()
-    for task in tasks:
-
-        def fit(task: minicl.Task = task) -> None:
-            nonlocal optimizer
-            if optimizer is None:
-                optimizer = learner.protect(ADAM(learner.parameters()))
-            elif new := [p for p in learner.parameters() if id(p) not in known]:
-                optimizer.add_param_group({"params": new})
-            known.update(id(p) for p in learner.parameters())
-            learner.train()
-            for x, y in zip(task.train.x.split(20), task.train.y.split(20), strict=True):
-                learner.before_step(0.5)
-                optimizer.zero_grad(set_to_none=set_to_none)
-                loss = learner.loss(x, y, task.id)
-                assert bool(loss.isfinite())
-                loss.backward()
-                nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
-                optimizer.step()
-
-        learner.learn(task, fit)
-    assert optimizer is not None
-    return optimizer
-
-
-def logits(learner: minicl.Learner, tasks: minicl.TaskStream) -> list[Tensor]:
-    learner.eval()
-    with torch.no_grad():
-        return [learner(task.test.x, task.id if task.scenario == "task" else None) for task in tasks]
+own_loop = partial(family.own_loop, make=ADAM, clip=1.0, epochs=1)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
