@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import minicl
 
 Candidate = Callable[[], object]
 
@@ -38,3 +44,22 @@ def compare(candidates: dict[str, Candidate], rounds: int = 20, unit: str = "ms"
         ratio = statistics.median(a / b for a, b in zip(times[name], times[first], strict=True))
         print(f"{name:{width}}  {median * scale:11.4f}  {median / medians[first]:16.3f}  {ratio:16.3f}")
     return medians
+
+
+def plain(
+    widths: Sequence[int], n_outputs: int, optimizer: Callable[..., Optimizer], batches: Sequence[tuple[Tensor, Tensor]]
+) -> Callable[[int], float]:
+    """A function of n: the seconds of n steps of a plain MLP, written by hand: forward, backward, optimiser."""
+    network = nn.Sequential(minicl.mlp(*widths), nn.Linear(widths[-1], n_outputs))
+    stepper = optimizer(network.parameters())
+
+    def steps(n: int) -> float:
+        started = time.perf_counter()
+        for step in range(n):
+            x, y = batches[step % len(batches)]
+            stepper.zero_grad()
+            F.cross_entropy(network(x), y).backward()
+            stepper.step()
+        return time.perf_counter() - started
+
+    return steps

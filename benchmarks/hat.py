@@ -15,9 +15,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
-from _bench import compare
-from torch import nn
+from _bench import compare, plain
 
 import minicl
 
@@ -30,26 +28,6 @@ OPTIMIZERS = {
 }
 
 Steps = Callable[[int], float]
-
-
-def plain(
-    task: minicl.Task, widths: tuple[int, ...], batch_size: int, optimizer: Callable[..., torch.optim.Optimizer]
-) -> Steps:
-    """A function of n: the seconds of n steps of the plain network."""
-    network = nn.Sequential(minicl.mlp(*widths), nn.Linear(widths[-1], task.n_outputs))
-    stepper = optimizer(network.parameters())
-    batches = list(zip(task.train.x.split(batch_size), task.train.y.split(batch_size), strict=True))
-
-    def steps(n: int) -> float:
-        started = time.perf_counter()
-        for step in range(n):
-            x, y = batches[step % len(batches)]
-            stepper.zero_grad()
-            F.cross_entropy(network(x), y).backward()
-            stepper.step()
-        return time.perf_counter() - started
-
-    return steps
 
 
 def gated(
@@ -97,11 +75,12 @@ def main() -> None:
         generator = torch.Generator().manual_seed(0)
         n = batch_size * 10
         x, y = torch.rand(n, n_in, generator=generator), torch.randint(10, (n,), generator=generator)
+        batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
         given = (minicl.Task(0, 10, (x, y)), (n_in, width, width), batch_size)
         for title, optimizer in OPTIMIZERS.items():
             print(f"{name}, {title}: a step (target: at most {TARGETS[name]:.2f})")
             candidates = {
-                "plain": plain(*given, optimizer),
+                "plain": plain((n_in, width, width), 10, optimizer, batches),
                 "HAT, task 1": gated(*given, optimizer, before=0),
                 "HAT, task 2": gated(*given, optimizer, before=1),
             }

@@ -14,8 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
-from _bench import compare
+from _bench import compare, plain
 from torch import Tensor, nn
 
 import minicl
@@ -35,23 +34,6 @@ OPTIMIZERS = {
     "Adam": partial(torch.optim.Adam, lr=1e-3),
 }
 Steps = Callable[[int], float]
-
-
-def plain(batches: list[tuple[Tensor, Tensor]], optimizer: Callable[..., torch.optim.Optimizer]) -> Steps:
-    """A function of n: the seconds of n steps of the plain network."""
-    network = nn.Sequential(minicl.mlp(*WIDTHS), nn.Linear(WIDTHS[-1], CLASSES))
-    stepper = optimizer(network.parameters())
-
-    def steps(n: int) -> float:
-        started = time.perf_counter()
-        for step in range(n):
-            x, y = batches[step % len(batches)]
-            stepper.zero_grad()
-            F.cross_entropy(network(x), y).backward()
-            stepper.step()
-        return time.perf_counter() - started
-
-    return steps
 
 
 class Stopwatch:
@@ -120,7 +102,7 @@ def main() -> None:
     batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
     for title, optimizer in OPTIMIZERS.items():
         print(f"{title}: a step (targets: {', '.join(f'{name} {value}' for name, value in TARGETS.items())})")
-        candidates: dict[str, Steps] = {"plain": plain(batches, optimizer)}
+        candidates: dict[str, Steps] = {"plain": plain(WIDTHS, CLASSES, optimizer, batches)}
         candidates |= {name: Stopwatch(make, batches, optimizer).steps for name, make in METHODS.items()}
         compare({name: partial(steps, 100) for name, steps in candidates.items()}, arguments.rounds, per=100)
         print()

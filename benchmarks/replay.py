@@ -14,8 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
-from _bench import compare
+from _bench import compare, plain
 from torch import Tensor, nn
 
 import minicl
@@ -30,23 +29,6 @@ METHODS: dict[str, Callable[[nn.Module], minicl.Learner]] = {
 }
 SGD = partial(torch.optim.SGD, lr=0.01)
 Batches = list[tuple[Tensor, Tensor]]
-
-
-def plain(batches: Batches) -> Callable[[int], float]:
-    """A function of n: the seconds of n steps of the plain network."""
-    network = nn.Sequential(minicl.mlp(*WIDTHS), nn.Linear(WIDTHS[-1], CLASSES))
-    optimizer = SGD(network.parameters())
-
-    def steps(n: int) -> float:
-        started = time.perf_counter()
-        for step in range(n):
-            x, y = batches[step % len(batches)]
-            optimizer.zero_grad()
-            F.cross_entropy(network(x), y).backward()
-            optimizer.step()
-        return time.perf_counter() - started
-
-    return steps
 
 
 class Stopwatch:
@@ -102,7 +84,7 @@ def main() -> None:
     targets = ", ".join(f"{name} {value}" for name, value in TARGETS.items())
     for scenario in ("domain", "task"):
         print(f"a step with {PAST} past tasks, scenario {scenario!r} (targets: {targets})")
-        candidates = {"plain": plain(batches)}
+        candidates = {"plain": plain(WIDTHS, CLASSES, SGD, batches)}
         candidates |= {name: Stopwatch(make, batches, PAST, scenario).steps for name, make in METHODS.items()}
         compare({name: partial(steps, 100) for name, steps in candidates.items()}, rounds, per=100)
         print()
