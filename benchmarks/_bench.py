@@ -47,11 +47,18 @@ def compare(candidates: dict[str, Candidate], rounds: int = 20, unit: str = "ms"
 
 
 def plain(
-    widths: Sequence[int], n_outputs: int, optimizer: Callable[..., Optimizer], batches: Sequence[tuple[Tensor, Tensor]]
+    widths: Sequence[int],
+    n_outputs: int,
+    optimizer: Callable[..., Optimizer],
+    batches: Sequence[tuple[Tensor, Tensor]],
+    extra: Callable[[nn.Module], Candidate] = lambda network: lambda: None,
 ) -> Callable[[int], float]:
-    """A function of n: the seconds of n steps of a plain MLP, written by hand: forward, backward, optimiser."""
+    """A function of n: the seconds of n steps of a plain MLP, written by hand: forward, backward, optimiser.
+
+    `extra(network)` gives what is done between backward and the optimiser's step.
+    """
     network = nn.Sequential(minicl.mlp(*widths), nn.Linear(widths[-1], n_outputs))
-    stepper = optimizer(network.parameters())
+    stepper, also = optimizer(network.parameters()), extra(network)
 
     def steps(n: int) -> float:
         started = time.perf_counter()
@@ -59,6 +66,7 @@ def plain(
             x, y = batches[step % len(batches)]
             stepper.zero_grad()
             F.cross_entropy(network(x), y).backward()
+            also()
             stepper.step()
         return time.perf_counter() - started
 

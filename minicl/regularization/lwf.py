@@ -92,7 +92,7 @@ class LwF(Learner):
         n = targets.shape[1]
         if self.scenario == "task":  # all heads in one product: the old ones, and behind them that of the task
             outputs = F.linear(features, *stacked([*self.held, self.heads[str(task_id)]]))
-            now, logits = outputs[:, :n], outputs[:, n:]
+            now, logits = outputs.tensor_split([n], dim=1)
         else:  # the outputs that there were before: one head in "domain", the rows of the old classes in "class"
             logits = self.classify(features, task_id)
             now = logits[:, :n]

@@ -122,8 +122,9 @@ class Path(nn.Module):
     def step(self) -> None:
         """The parameters have moved."""
         now = [t.detach() for t in self.theta]
-        torch._foreach_sub_(self.befores, now)
-        path_integral_step(self.omega, self.g, self.before.neg_())
+        for before, t in zip(self.befores, now, strict=True):
+            torch.sub(t, before, out=before)
+        path_integral_step(self.omega, self.g, delta=self.before)
         torch._foreach_copy_(self.befores, now)
 
     @torch.no_grad()
