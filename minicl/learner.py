@@ -98,7 +98,8 @@ class Learner(nn.Module):
         self.input_shape: tuple[int, ...] | None = None
         self.certificate: dict[int, dict[str, Any]] = {}
         self._current: int | None = None
-        self._columns: tuple[tuple[Any, ...], Tensor, Tensor | None] = ((), torch.empty(0), None)  # see `own_outputs`
+        self._columns: tuple[tuple[Any, ...], Tensor, Tensor, Tensor | None]  # see `own_outputs`
+        self._columns = ((), torch.empty(0), torch.empty(0), None)
         like = next((t for t in backbone.parameters() if t.is_floating_point()), torch.empty(0))
         self.register_buffer("_place", like.new_empty(0), persistent=False)  # where, and in what type, heads are made
 
@@ -224,15 +225,17 @@ class Learner(nn.Module):
         """Of the outputs of all heads, shape (batch, all outputs), for each sample those of its own task's head."""
         if self._columns[0] != (*self.heads, outputs.device):
             sizes = [head.out_features for head in self.heads.values() if isinstance(head, nn.Linear)]
-            columns = torch.full((max(map(int, self.heads)) + 1, max(sizes)), -1)
-            for name, size in zip(self.heads, sizes, strict=True):
-                columns[int(name), :size] = torch.arange(size) + int(columns.max()) + 1
-            ragged = (columns[[int(name) for name in self.heads]] < 0).any()
-            missing = (columns < 0).to(outputs.device) if ragged else None
-            self._columns = (*self.heads, outputs.device), columns.clamp(min=0).to(outputs.device), missing
-        _, columns, missing = self._columns
-        own = outputs.gather(1, columns[task_ids])
-        return own if missing is None else own.masked_fill(missing[task_ids], -torch.inf)
+            columns = torch.full((len(sizes), max(sizes)), -1)
+            for row, size in enumerate(sizes):
+                columns[row, :size] = torch.arange(size) + int(columns.max()) + 1
+            ids, order = torch.tensor([int(name) for name in self.heads]).sort()  # of any size, in any order
+            columns, place = columns[order], outputs.device
+            missing = (columns < 0).to(place) if bool((columns < 0).any()) else None
+            self._columns = (*self.heads, place), ids.to(place), columns.clamp(min=0).to(place), missing
+        _, ids, columns, missing = self._columns
+        rows = torch.bucketize(task_ids.contiguous(), ids)
+        own = outputs.gather(1, columns[rows])
+        return own if missing is None else own.masked_fill(missing[rows], -torch.inf)
 
     def check(self, x: Tensor, task_id: int | None) -> int | None:
         """The task id to go on with: refused where it is missing or unknown, None where the scenario gives none."""

@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,10 +72,12 @@ class Memory(nn.Module):
         """Offer samples of a task: x of shape (n, ...), y of shape (n,), logits of shape (n, outputs) or None.
 
         Raises:
-            ValueError: inputs of another shape than those that are held; a budget too small for the tasks or classes
-                that must each have a share. The memory is as it was.
+            ValueError: inputs of another shape than those that are held, or more or fewer than labels; a budget too
+                small for the tasks or classes that must each have a share. The memory is as it was.
         """
         self.check(x, y, task_id)
+        if not len(y):
+            return
         self._make_room(x, logits)
         if self.share == "reservoir":
             self._reservoir(x, y, task_id, logits)
@@ -83,6 +86,8 @@ class Memory(nn.Module):
 
     def check(self, x: Tensor, y: Tensor, task_id: int) -> None:
         """ValueError if such samples could not be added."""
+        if len(x) != len(y):
+            raise ValueError(f"the memory was given {len(x)} inputs and {len(y)} labels; allowed: one label an input")
         if x.shape[1:] != self.x.shape[1:] and len(self):
             raise ValueError(
                 f"the memory holds inputs of shape {tuple(self.x.shape[1:])}; given: {tuple(x.shape[1:])}. "
@@ -101,6 +106,18 @@ class Memory(nn.Module):
                     f"a budget of {self.budget} samples is smaller than the {n_groups} {what} "
                     f"that must each have a share; allowed: {n_groups} or more"
                 )
+
+    @contextmanager
+    def unless_broken_off(self) -> Iterator[None]:
+        """If what is done here breaks off, room that it has made is given back; a lesson puts back the contents."""
+        shapes = {name: buffer.shape for name, buffer in self.named_buffers()}
+        try:
+            yield
+        except BaseException:
+            for name, buffer in self.named_buffers():
+                if buffer.shape != shapes[name]:
+                    setattr(self, name, buffer.new_empty(shapes[name]))
+            raise
 
     def _groups(self, y: Tensor, task_ids: Tensor) -> Tensor:
         """For each sample the number of the group that it shares its places with."""
@@ -132,7 +149,9 @@ class Memory(nn.Module):
         self.x.index_copy_(0, places, x.to(self.x))
         self.y.index_copy_(0, places, y.to(self.y))
         self.task_ids.index_fill_(0, places, task_id)
-        if logits is not None:
+        if logits is None:
+            self.logits.index_fill_(0, places, torch.nan)
+        else:
             missing = self.logits.shape[1] - logits.shape[1]
             if missing:
                 logits = nn.functional.pad(logits, (0, missing), value=torch.nan)
@@ -209,6 +228,28 @@ class Memory(nn.Module):
         x, y = self.x.index_select(0, rows), self.y.index_select(0, rows)
         return x.unflatten(0, (len(ids), m)), y.view(len(ids), m), ids
 
+    def fit_to(self, saved: Mapping[str, Tensor]) -> None:
+        """Make the buffers as large as those of a file, by name.
+
+        Raises:
+            ValueError: that memory had another budget, or other random numbers than this one's shares need.
+        """
+        places = len(saved["y"])
+        if places and places != self.budget:
+            raise ValueError(
+                f"the memory in this file has room for {places} samples, not for {self.budget}; load it with "
+                f"budget={places}"
+            )
+        if places and (self.share == "reservoir") != (len(saved["tickets"]) == 0):
+            was, allowed = ("not ", SHARES[1:]) if len(saved["tickets"]) else ("", SHARES[:1])
+            raise ValueError(
+                f"the memory in this file was {was}a reservoir, and share is {self.share!r}; allowed: "
+                f"{', '.join(allowed)}"
+            )
+        for name, buffer in self.named_buffers():
+            if name != "counts":
+                setattr(self, name, saved[name].to(buffer.device))
+
     def of_task(self, task_id: int) -> Samples:
         """All samples of a task that are held."""
         rows = (self.task_ids[: len(self)] == task_id).nonzero().flatten()
@@ -251,7 +292,8 @@ class Replay(Learner):
         self.memory.check(train.x, train.y, task.id)  # before anything is trained
         fit()
         order = torch.randperm(len(train))
-        self.memory.add(train.x[order], train.y[order], task.id)
+        with self.memory.unless_broken_off():
+            self.memory.add(train.x[order], train.y[order], task.id)
 
     @property
     def replaying(self) -> bool:
@@ -262,7 +304,6 @@ class Replay(Learner):
         return self.memory.bytes
 
     def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        for name, buffer in self.memory.named_buffers():  # as large as they were when saved
-            saved = tensors.get(f"memory.{name}", buffer)
-            setattr(self.memory, name, saved.to(self.device) if name != "counts" else buffer)
+        buffers = self.memory.named_buffers()
+        self.memory.fit_to({name: tensors.get(f"memory.{name}", buffer) for name, buffer in buffers})
         return tensors

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import family
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import minicl
 from minicl.cli import main
+from minicl.replay.memory import Memory
 
 Make = Callable[[nn.Module], minicl.Learner]
 ADAM = partial(torch.optim.Adam, lr=5e-3)
@@ -140,6 +142,90 @@ def test_what_breaks_off_leaves_no_trace(make: Make, scenario: str) -> None:
 
 
 @every_method
+@pytest.mark.parametrize("moment", ["in the loop", "in the memory"])
+def test_a_first_task_that_breaks_off_leaves_no_picture(
+    make: Make, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would look for data in the memory, or in a file, of a learner that has learned nothing."""
+    task = stream("task")[0]
+    learner = make(minicl.mlp(64, 16))
+    learner.prepare(task)
+    before, capacity = {name: tensor.clone() for name, tensor in learner.state_dict().items()}, learner.capacity()
+    optimizer = learner.protect(ADAM(learner.parameters()))
+
+    def broken() -> None:
+        learner.train()
+        for _ in range(3):
+            optimizer.zero_grad()
+            learner.loss(task.train.x, task.train.y, 0).backward()
+            optimizer.step()
+        if moment == "in the loop":
+            raise KeyboardInterrupt
+
+    if moment == "in the memory":
+        put = Memory._put
+
+        def interrupted(self: Memory, *arguments: Any) -> None:
+            put(self, *arguments)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Memory, "_put", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        learner.learn(task, broken)
+    assert same(before, dict(learner.state_dict()))
+    assert learner.capacity() == capacity
+
+
+@every_method
+def test_a_file_is_not_loaded_into_a_memory_of_another_kind(make: Make, tmp_path: Path) -> None:
+    learner = make(minicl.mlp(64, 16))
+    for learned in range(2):  # an empty memory takes any budget
+        learner.save(tmp_path / "file")
+        for budget in (10, 50):
+            if learned:
+                with pytest.raises(ValueError, match=f"room for 30 samples, not for {budget}; "):
+                    type(learner).load(tmp_path / "file", minicl.mlp(64, 16), budget=budget)
+            else:
+                loaded = type(learner).load(tmp_path / "file", minicl.mlp(64, 16), budget=budget)
+                assert loaded.memory.budget == budget  # type: ignore[union-attr]
+        if not learned:
+            own_loop(learner, stream("task")[:1])
+
+
+def test_a_reservoir_is_not_loaded_as_equal_shares(tmp_path: Path) -> None:
+    for saved, asked in (("reservoir", "class"), ("task", "reservoir")):
+        learner = minicl.ER(minicl.mlp(64, 16), budget=30, share=saved)
+        own_loop(learner, stream("task")[:1])
+        learner.save(tmp_path / "file")
+        with pytest.raises(ValueError, match=f"was {'' if saved == 'reservoir' else 'not '}a reservoir"):
+            minicl.ER.load(tmp_path / "file", minicl.mlp(64, 16), share=asked)
+    loaded = minicl.ER.load(tmp_path / "file", minicl.mlp(64, 16), share="class")  # tickets do for both
+    own_loop(loaded, stream("task")[1:2])
+    pairs = torch.stack([loaded.memory.task_ids, loaded.memory.y], 1)
+    assert max(counts := torch.unique(pairs, dim=0, return_counts=True)[1].tolist()) - min(counts) <= 1
+
+
+def test_derpp_needs_no_training_samples_but_those_of_the_loop() -> None:
+    """They may come from a stream that is never held as a whole."""
+    source = stream("domain")[:2]
+    learner = minicl.DERpp(minicl.mlp(64, 16), budget=30)
+    for task in source:
+        bare = minicl.Task(task.id, 2, scenario="domain", example=task.train.x)
+
+        def fit(task: minicl.Task = task) -> None:
+            optimizer = learner.protect(ADAM(learner.parameters()))
+            learner.train()
+            for x, y in zip(task.train.x.split(20), task.train.y.split(20), strict=True):
+                optimizer.zero_grad()
+                learner.loss(x, y).backward()
+                optimizer.step()
+
+        learner.learn(bare, fit)
+    assert learner.memory.seen == sum(len(task.train) for task in source)
+    assert set(learner.memory.task_ids.tolist()) == {0, 1}
+
+
+@every_method
 def test_export_is_the_network_alone(make: Make) -> None:
     tasks = stream("class", 2)
     learner = make(minicl.mlp(64, 16))
@@ -230,3 +316,14 @@ def test_from_the_command_line(method: str, tmp_path: Path) -> None:
     assert main([*arguments, "--set", "budget=25", "--out", str(out)]) == 0
     result = json.loads(out.read_text(encoding="utf-8"))
     assert result["hyperparameters"]["budget"] == 25
+
+
+@every_method
+def test_task_ids_may_be_any_numbers(make: Make) -> None:
+    """Dates, keys of a database: what is kept for a task must not grow with its number."""
+    tasks = [
+        minicl.Task(t, 2, (task.train.x, task.train.y)) for t, task in zip((10**15, 7), stream("task"), strict=False)
+    ]
+    learner = make(minicl.mlp(64, 16))
+    own_loop(learner, tasks)  # type: ignore[arg-type]
+    assert set(learner.memory.task_ids.tolist()) == {10**15, 7}  # type: ignore[union-attr]

@@ -193,3 +193,24 @@ def test_bytes_of_equal_shares_count_the_random_numbers():
     memory = Memory(7, "task")
     offer(memory, 0, 20)
     assert memory.bytes == 7 * (4 + 8 + 8 + 4) + 2 * 8
+
+
+def test_samples_without_logits_leave_none_of_those_that_stood_there_before():
+    memory = Memory(1)
+    memory.add(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long), 0, logits=torch.ones(1, 2))
+    for number in range(1, 60):
+        offer(memory, number, 1)
+    assert held(memory) != [0]
+    assert bool(memory.logits.isnan().all())
+
+
+@pytest.mark.parametrize("share", ["reservoir", "task", "class"])
+def test_nothing_changes_nothing_and_a_label_a_sample_is_needed(share: str):
+    memory = Memory(4, share)
+    for n in (0, 3):
+        memory.add(torch.zeros(0, 1), torch.zeros(0, dtype=torch.long), 0)
+        assert len(memory) == memory.seen == n
+        with pytest.raises(ValueError, match="2 inputs and 5 labels"):
+            memory.add(torch.zeros(2, 1), torch.zeros(5, dtype=torch.long), 0)
+        assert len(memory) == memory.seen == n
+        offer(memory, 0, 3)
