@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..learner import Fit, Learner
 from ..tasks import Task
-from .quadratic import check_number
+from .quadratic import bytes_of, check_number
 
 
 def distillation(
@@ -73,7 +73,11 @@ class LwF(Learner):
             for module in self.old:
                 module.requires_grad_(False)
             self.held = [head for head in kept.values() if isinstance(head, nn.Linear)]
-            self.old_outputs = tuple(t.detach().clone() for t in stacked(self.held))
+            copies, sizes = list(self.old[1].children()), [head.out_features for head in self.held]
+            self.old_outputs = stacked(copies)
+            parts = (tensor.split(sizes) for tensor in self.old_outputs)
+            for head, weight, bias in zip(copies, *parts, strict=True):  # the copies live in the one tensor
+                head.weight.data, head.bias.data = weight, bias
 
     def _answers(self, name: str, task_id: int) -> bool:
         """Whether the head of this name had answers before this task; in "class", rows that stand before its own."""
@@ -110,12 +114,17 @@ class LwF(Learner):
     def capacity(self) -> dict[str, Any]:
         """As of every method, and "bytes_while_learning": the copy of the network that the next task would need."""
         capacity = super().capacity()
-        capacity["bytes_while_learning"] = capacity["bytes"] if self.learned else 0
+        copied = (
+            self.backbone,
+            *(h for name, h in self.heads.items() if name == "shared" or int(name) in self.learned),
+        )
+        tensors = (tensor for module in copied for tensor in (*module.parameters(), *module.buffers()))
+        capacity["bytes_while_learning"] = bytes_of(tensors) if self.learned else 0
         return capacity
 
     def extra_bytes(self) -> int:
         """Bytes of the copy that is there while a task is learned; between tasks, none."""
-        return sum(p.numel() * p.element_size() for module in self.old for p in module.parameters())
+        return bytes_of(tensor for module in self.old for tensor in (*module.parameters(), *module.buffers()))
 
 
 def stacked(heads: Sequence[nn.Module]) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ class Spring:
         self.pulls, self.views = self._parts(self.pull), self._parts(self.force)
         self.calls = 0
         self.forces: dict[int, Tensor] = {}  # what the present backward pass adds to the gradients
+        self.backward_pass = -1  # and which pass that is
 
     def _parts(self, vector: Tensor) -> list[Tensor]:
         return [part.view_as(t) for part, t in zip(vector.split(self.sizes), self.theta, strict=True)]
@@ -63,6 +64,14 @@ class Spring:
         """The penalty, a scalar, at the present theta."""
         value: Tensor = _Pull.apply(self, *self.theta)
         return value
+
+    def adds(self, forces: Sequence[Tensor]) -> None:
+        """Write down what a backward pass adds; a pass through several losses at once adds as often."""
+        present: int = torch._C._current_graph_task_id()
+        if present == self.backward_pass:
+            forces = [f + self.forces.get(id(t), 0) for t, f in zip(self.theta, forces, strict=True)]
+        self.backward_pass = present
+        self.forces = {id(t): force for t, force in zip(self.theta, forces, strict=True)}
 
     def force_on(self, theta: Tensor) -> Tensor | None:
         """What the present backward pass added to the gradient of a parameter; None where that is nothing."""
@@ -87,7 +96,7 @@ class _Pull(torch.autograd.Function):
         forces = spring.views
         if spring.force.is_cuda or grads[0].item() != 1:
             forces = [force * grads[0] for force in forces]
-        spring.forces = {id(t): force for t, force in zip(spring.theta, forces, strict=True)}
+        spring.adds(forces)
         return None, *forces
 
 
@@ -110,10 +119,9 @@ class Anchor(nn.Module):
         return {name: self.get_buffer(f"importance {_key(name)}") for name in self.names}
 
     def add(self, importances: Mapping[str, Tensor], keep: float = 1.0) -> None:
-        """Omega <- keep Omega + importances."""
-        mine = self.importances
-        for name, importance in importances.items():
-            mine[name].mul_(keep).add_(importance)
+        """Omega <- keep Omega + importances; what has none this time, as a layer that did not train, gains nothing."""
+        for name, mine in self.importances.items():
+            mine.mul_(keep).add_(importances.get(name, 0))
 
 
 def _key(name: str) -> str:
@@ -151,7 +159,8 @@ class QuadraticPenalty(Learner):
 
     def merge(self, importance: Mapping[str, Tensor], keep: float = 1.0) -> None:
         """One anchor for all tasks: it moves to where the network is now, and Omega <- keep Omega + importance."""
-        anchor = Anchor(self.shared())
+        held = {*self.shared(), *(self.latest.names if len(self.anchors) else ())}
+        anchor = Anchor({name: parameter for name, parameter in self.named_parameters() if name in held})
         if len(self.anchors):
             anchor.add(self.latest.importances)
         anchor.add(importance, keep)
@@ -184,7 +193,7 @@ class QuadraticPenalty(Learner):
             return None
         parameters = self.shared()
         anchors = [anchor for anchor in self.anchors if isinstance(anchor, Anchor)]
-        names = [name for name in anchors[-1].names if name in parameters]
+        names = [name for name in parameters if any(name in anchor.names for anchor in anchors)]
         values, importances = [a.values for a in anchors], [a.importances for a in anchors]
         means, totals = [], []
         for name in names:
@@ -221,9 +230,22 @@ class QuadraticPenalty(Learner):
         )
         return tensors
 
+    def capacity(self) -> dict[str, Any]:
+        """As of every method, and "bytes_while_learning": the springs that the next task would need."""
+        capacity = super().capacity()
+        spring = self.tightened()
+        of_spring = () if spring is None else (*spring.anchor, spring.stiffness, spring.pull, spring.force)
+        capacity["bytes_while_learning"] = bytes_of(of_spring)
+        return capacity
+
     def extra_bytes(self) -> int:
         """Bytes of the anchors: values and importances."""
-        return sum(buffer.numel() * buffer.element_size() for buffer in self.anchors.buffers())
+        return bytes_of(self.anchors.buffers())
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """What tensors take."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _number(place: str) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ..learner import Fit
 from ..tasks import Task
-from .quadratic import QuadraticPenalty, check_number
+from .quadratic import QuadraticPenalty, bytes_of, check_number
 
 
 def path_integral_step(
@@ -33,8 +34,9 @@ class SI(QuadraticPenalty):
     """L' = L + c sum_i Omega_i (theta_i - theta*_i)^2 (Eq. 4).
 
     The gradient in the path integral is that of the task's loss alone, without the penalty's, as backward finds it:
-    clipping it afterwards changes the step, and leaves the integral what it is. The weights of a head that other tasks
-    train as well belong to the path.
+    clipping it afterwards changes the step, and leaves the integral what it is; multiplying the loss by a number, as
+    torch.amp.GradScaler does, multiplies the integral. The weights of a head that other tasks train as well belong to
+    the path.
 
     Args:
         backbone: any module.
@@ -73,6 +75,13 @@ class SI(QuadraticPenalty):
     def after_step(self) -> None:
         if self.path is not None:
             self.path.step()
+
+    def capacity(self) -> dict[str, Any]:
+        """As of every method, and "bytes_while_learning": the springs, and the path with its four numbers a weight."""
+        capacity = super().capacity()
+        if self.learned:
+            capacity["bytes_while_learning"] += 4 * bytes_of(self.shared().values())
+        return capacity
 
     def importance(self, task: Task) -> dict[str, Tensor]:
         assert self.path is not None

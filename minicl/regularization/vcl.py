@@ -306,6 +306,7 @@ class VCL(Learner):
             if not isinstance(part, Gaussian):
                 for parameter in part.parameters(recurse=False):
                     parameter.requires_grad_(False)
+                    parameter.grad = None  # an optimiser that still has it would go on with a gradient of zeros
 
     def _known_head(self, name: str) -> bool:
         """Whether a head was trained before, and has a posterior of its own."""

@@ -170,6 +170,53 @@ def test_other_networks(make: Make) -> None:
         assert all(z.dtype == dtype for z in logits(learner, tasks))
 
 
+def bytes_held(thing: Any, found: dict[int, int] | None = None, seen: set[int] | None = None) -> dict[int, int]:
+    """The memory of every tensor that can be reached from an object: bytes by address."""
+    found, seen = {} if found is None else found, set() if seen is None else seen
+    if id(thing) in seen:
+        return found
+    seen.add(id(thing))
+    if isinstance(thing, Tensor):
+        storage = thing.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+    elif isinstance(thing, dict):
+        for value in thing.values():
+            bytes_held(value, found, seen)
+    elif isinstance(thing, (list, tuple)):
+        for value in thing:
+            bytes_held(value, found, seen)
+    elif isinstance(thing, nn.Module) or type(thing).__module__.startswith("minicl"):
+        bytes_held(vars(thing), found, seen)
+    return found
+
+
+@every_method
+@every_scenario
+@pytest.mark.parametrize("batchnorm", [False, True])
+def test_memory_is_what_is_really_held(make: Make, scenario: str, batchnorm: bool) -> None:
+    """Between tasks, and while one is learned, against all tensors that the learner can reach."""
+    tasks = stream(scenario)
+    if batchnorm and make is METHODS["AGSCL"]:
+        pytest.skip("refuses BatchNorm")
+    learner = make(minicl.mlp(64, 24, 16, batchnorm=batchnorm))
+    minicl.run(learner, tasks[:2], epochs=1, progress=False)
+    learner.prepare(tasks[2])
+    capacity = learner.capacity()
+    running = sum(b.numel() * b.element_size() for n, b in learner.backbone.named_buffers() if "prior" not in n)
+    before = sum(bytes_held(learner).values())
+    assert before == capacity["bytes"] + capacity["extra_bytes"] + running  # "bytes" are those of the weights
+    assert running == (2 * 4 * (24 + 16) + 2 * 8 if batchnorm else 0)
+
+    def look() -> None:
+        optimizer = learner.protect(ADAM(learner.parameters()))
+        learner.loss(tasks[2].train.x, tasks[2].train.y, 2).backward()
+        optimizer.step()
+        learner.zero_grad()
+        assert sum(bytes_held(learner).values()) - before == capacity.get("bytes_while_learning", 0)
+
+    learner.learn(tasks[2], look)
+
+
 HYPERPARAMETERS: dict[str, dict[str, list[Any]]] = {
     "ewc": {
         "lam": [-1, float("nan"), float("inf"), "1", True],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -151,6 +152,32 @@ def test_memory_is_counted() -> None:
     online = minicl.EWC(minicl.mlp(64, 8), mode="online")
     minicl.run(online, stream[:3], epochs=1, progress=False)
     assert online.capacity()["extra_bytes"] == 2 * 4 * parameters
+
+
+@pytest.mark.parametrize("make", [minicl.EWC, partial(minicl.EWC, mode="online", decay=0.5), minicl.SI, minicl.MAS])
+def test_a_layer_may_stop_learning_and_begin_again(make: Callable[[nn.Module], minicl.EWC]) -> None:
+    """What was important before is held when it does, with the importance of then (in "online" mode decayed)."""
+    stream = minicl.split("digits", 5, "task", n_train=30)
+    learner = make(minicl.mlp(64, 8, 8))
+    minicl.run(learner, stream[:1], epochs=1, progress=False)
+    first, name = learner.backbone[1], "backbone.1.weight"  # type: ignore[index]
+    omega, value = learner.latest.importances[name].clone(), learner.latest.values[name].clone()
+    first.requires_grad_(False)
+    minicl.run(learner, stream[1:2], epochs=1, progress=False)
+    first.requires_grad_(True)
+    with torch.no_grad():
+        first.weight.add_(1.0)  # type: ignore[operator, union-attr]
+    seen: list[torch.Tensor] = []
+
+    def look() -> None:
+        learner.zero_grad()
+        learner.penalty().backward()
+        seen.append(first.weight.grad.clone())  # type: ignore[operator, union-attr]
+
+    learner.learn(stream[2], look)
+    decay = 0.5 if learner.hyperparameters.get("mode") == "online" else 1.0
+    torch.testing.assert_close(seen[0], 2 * learner.strength * decay * omega * (value + 1.0 - value))
+    assert float(omega.sum()) > 0
 
 
 def test_tasks_that_broke_off_between_others_do_not_spoil_a_file(tmp_path: Path) -> None:

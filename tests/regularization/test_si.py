@@ -52,6 +52,7 @@ def descend(
     clip: float | None = None,
     parts: int = 1,
     set_to_none: bool = True,
+    together: bool = False,
 ) -> tuple[float, torch.Tensor]:
     """Train on the quadratic; the drop of the task loss, and the path integral by a slow loop of its own."""
     weight = learner.backbone[1].weight  # type: ignore[index, union-attr]
@@ -61,8 +62,9 @@ def descend(
         g = torch.autograd.grad(learner.task_loss(), weight)[0].flatten()
         before = weight.detach().clone().flatten()
         optimizer.zero_grad(set_to_none=set_to_none)
-        for _ in range(parts):
-            ((learner.task_loss() + learner.penalty()) / parts).backward()
+        losses = [(learner.task_loss() + learner.penalty()) / parts for _ in range(parts)]
+        for loss in [torch.stack(losses).sum()] if together else losses:
+            loss.backward()
         if clip is not None:
             nn.utils.clip_grad_norm_(learner.parameters(), clip)
         optimizer.step()
@@ -95,18 +97,22 @@ def test_the_path_integral_over_a_quadratic_loss_is_the_drop_of_the_loss(
 
 
 @pytest.mark.parametrize(
-    ("clip", "parts", "set_to_none"),
-    [(None, 1, True), (None, 1, False), (0.05, 1, True), (0.05, 1, False), (None, 3, True), (None, 3, False)],
+    ("clip", "parts", "set_to_none", "together"),
+    [
+        *((clip, 1, set_to_none, False) for clip in (None, 0.05) for set_to_none in (True, False)),
+        *((None, 3, set_to_none, together) for set_to_none in (True, False) for together in (True, False)),
+    ],
 )
-def test_the_gradient_is_the_tasks_alone(clip: float | None, parts: int, set_to_none: bool) -> None:
-    """With the penalty pulling, gradients clipped, and a batch in several parts; one optimiser for all tasks."""
+def test_the_gradient_is_the_tasks_alone(clip: float | None, parts: int, set_to_none: bool, together: bool) -> None:
+    """With the penalty pulling, gradients clipped, and a batch in several parts, in one backward pass or in several;
+    one optimiser for all tasks."""
     learner, tasks = quadratic(c=5.0)
     optimizer = learner.protect(torch.optim.SGD(learner.backbone.parameters(), lr=0.01, momentum=0.9, nesterov=True))
     for t, task in enumerate(tasks):
         learner.goal = torch.randn(6, generator=torch.Generator().manual_seed(t))
 
         def fit(t: int = t) -> None:
-            _, slow = descend(learner, optimizer, 50, clip, parts, set_to_none)
+            _, slow = descend(learner, optimizer, 50, clip, parts, set_to_none, together)
             assert learner.path is not None
             torch.testing.assert_close(learner.path.omega, slow, rtol=1e-3, atol=1e-6)
             assert (learner.spring is not None) == (t > 0)

@@ -6,6 +6,7 @@ import math
 from functools import partial
 from pathlib import Path
 
+import family
 import pytest
 import torch
 from torch import Tensor, nn
@@ -217,6 +218,17 @@ def test_parameters_without_a_posterior_are_frozen_after_the_first_task(tmp_path
         before = norm.weight.detach().clone()
         minicl.run(each, stream[1:2], epochs=1, progress=False, optimizer=ADAM)
         assert torch.equal(norm.weight, before)
+
+
+def test_no_optimiser_from_before_moves_what_is_frozen() -> None:
+    """Gradients that were zeroed and not removed would leave weight decay and momentum at work."""
+    tasks = family.stream("task", 2)
+    learner = minicl.VCL(minicl.mlp(64, 8, batchnorm=True))
+    decaying = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
+    optimizer = family.own_loop(learner, tasks[:1], decaying, set_to_none=False)
+    before = learner.backbone[2].weight.detach().clone()  # type: ignore[index, operator, union-attr]
+    family.own_loop(learner, tasks[1:], decaying, optimizer, set_to_none=False)
+    assert torch.equal(learner.backbone[2].weight, before)  # type: ignore[index, union-attr]
 
 
 def test_export_is_the_network_of_the_means() -> None:
