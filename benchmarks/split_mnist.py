@@ -83,9 +83,9 @@ class LwFBeside(LwFGrowing):
 class GEMWhole(minicl.GEM):
     """Each constraint is measured over all images that are kept of its task, as in GEM's own code."""
 
-    def constraints(self, parameters: list[nn.Parameter]) -> list[Tensor]:
+    def constraints(self) -> Sequence[Any]:
         self._batch_size = 2 * MEMORY
-        return super().constraints(parameters)
+        return super().constraints()
 
 
 METHODS: dict[str, Callable[[nn.Module, str], minicl.Learner]] = {

@@ -6,7 +6,6 @@ A step for the new task may not make the loss over any earlier task's memory wor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .agem import GradientProjection
+from ..learner import Fit
+from ..tasks import Task
+from .agem import GradientProjection, flat, put
 from .memory import check_weight
 
 
@@ -67,33 +68,39 @@ class GEM(GradientProjection):
         super().__init__(backbone, budget, "task", margin=margin)
         self.hyperparameters.pop("share")
         self.margin = margin
+        self._G = torch.empty(0)  # room for the constraints, while a task is learned
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        try:
+            super().learn(task, fit)
+        finally:
+            self._G = torch.empty(0)
 
     def edit_gradients(self) -> None:
-        if not self.replaying:
-            return
-        parameters = self.trained()
-        blocks = self.constraints(parameters)  # G, cut into what belongs to each parameter
-        g = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        products = torch.stack([G @ part.flatten() for G, part in zip(blocks, g, strict=True)]).sum(0)
-        if bool((products >= 0).all()):
-            return
-        v = dual(products, torch.stack([G @ G.T for G in blocks]).sum(0), self.margin)
-        for p, part, G in zip(parameters, g, blocks, strict=True):
-            p.grad = part + (v @ G).view_as(p)
+        if self.replaying:
+            parameters = self.trained()
+            g = flat((p.grad for p in parameters), parameters)
+            projected = project_on_cone(g, self.constraints(parameters), self.margin)
+            if projected is not g:
+                put(projected, parameters)
 
-    def constraints(self, parameters: list[nn.Parameter]) -> list[Tensor]:
-        """The gradients of the loss over each earlier task's samples: for each parameter, shape (tasks, its size)."""
+    def constraints(self, parameters: list[nn.Parameter]) -> Tensor:
+        """G: the gradient of the loss over each earlier task's samples, shape (tasks, numbers in the parameters)."""
         x, y, task_ids = self.memory.draw_each(max(1, self._batch_size // 2))
+        shape = (len(task_ids), sum(p.numel() for p in parameters))
+        if self._G.shape != shape:  # written anew in every step: fresh memory of this size would cost time
+            self._G = parameters[0].new_empty(shape)
         if all(type(module) in ROW_BY_ROW for module in self.backbone.modules()):
-            return self._together(x, y, task_ids, parameters)
-        each = zip(x, y, task_ids, strict=True)
-        rows = [self.gradient_of(x, y, t.expand(len(y)), parameters) for x, y, t in each]
-        return list(torch.stack(rows).split([p.numel() for p in parameters], 1))
+            self._together(x, y, task_ids, parameters)
+        else:
+            for row, x_k, y_k, t in zip(self._G, x, y, task_ids, strict=True):
+                row.copy_(self.gradient_of(x_k, y_k, t.expand(len(y_k)), parameters))
+        return self._G
 
-    def _together(self, x: Tensor, y: Tensor, task_ids: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+    def _together(self, x: Tensor, y: Tensor, task_ids: Tensor, parameters: list[nn.Parameter]) -> None:
         """The same from one pass: a linear layer's gradient for a task is the product of what went in and came back."""
         calls: list[tuple[Sequence[nn.Module], Tensor, Tensor]] = []
-        layers = [module for module in self.backbone.modules() if isinstance(module, nn.Linear)]
+        layers = [m for m in self.backbone.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
         hooks = [m.register_forward_hook(lambda m, given, made: calls.append(([m], given[0], made))) for m in layers]
         n_tasks, m = y.shape
         with torch.enable_grad():
@@ -104,13 +111,14 @@ class GEM(GradientProjection):
         for hook in hooks:
             hook.remove()
         calls.append((list(self.heads.values()), features, outputs))
-        rows: dict[Any, Tensor] = {}
+        rooms = dict(zip(parameters, self._G.split([p.numel() for p in parameters], 1), strict=True))
+        written: set[nn.Parameter] = set()
         for (modules, given, _), back in zip(calls, torch.autograd.grad(loss, [c[2] for c in calls]), strict=True):
+            given = given.detach().reshape(n_tasks, -1, given.shape[-1])
             back = back.reshape(n_tasks, -1, back.shape[-1])
-            weight = torch.bmm(back.mT, given.detach().reshape(n_tasks, -1, given.shape[-1]))
-            sizes = [module.out_features for module in modules]
-            for module, w, b in zip(modules, weight.split(sizes, 1), back.sum(1).split(sizes, 1), strict=True):
-                for parameter, part in ((module.weight, w.flatten(1)), (module.bias, b)):
-                    if parameter is not None:  # a layer that is used twice has two parts
-                        rows[parameter] = rows[parameter] + part if parameter in rows else part
-        return [rows[p] for p in parameters]
+            for module, of_module in zip(modules, back.split([m.out_features for m in modules], 2), strict=True):
+                for name, parameter in module.named_parameters():
+                    entered = given if name == "weight" else torch.ones_like(given[..., :1])
+                    room = rooms[parameter].unflatten(1, (module.out_features, -1))
+                    room.baddbmm_(of_module.mT, entered, beta=int(parameter in written))  # a layer may be called twice
+                    written.add(parameter)

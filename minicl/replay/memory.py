@@ -58,6 +58,7 @@ class Memory(nn.Module):
         self.register_buffer("logits", torch.empty(0, 0))
         self.register_buffer("tickets", torch.empty(0))  # for equal shares: a random number each, the lowest stay
         self.register_buffer("counts", torch.zeros(2, dtype=torch.long))  # samples held, samples seen
+        self._shares: tuple[Any, ...] | None = None  # what `draw_each` has found out, and about which task ids
 
     def __len__(self) -> int:
         return int(self.counts[0])
@@ -218,15 +219,22 @@ class Memory(nn.Module):
         held = len(self)
         if not held:
             raise ValueError("the memory is empty; there is nothing to draw before the first samples were added")
-        ids, task, sizes = torch.unique(self.task_ids[:held], return_inverse=True, return_counts=True)
-        order = task.argsort(stable=True)
-        m, widest = min(n, int(sizes.min())), int(sizes.max())
-        chances = torch.rand(len(ids), widest).to(ids.device)
-        chances.masked_fill_(torch.arange(widest, device=ids.device) >= sizes[:, None], 2.0)  # no such sample
-        places = chances.topk(m, largest=False).indices + (sizes.cumsum(0) - sizes)[:, None]
-        rows = order[places.flatten()]
+        written = (self.task_ids._version, held)
+        if self._shares is None or self._shares[0] is not self.task_ids or self._shares[1] != written:
+            self._shares = (self.task_ids, written, *self._share_of_each())
+        ids, places, none, smallest = self._shares[2:]
+        chances = torch.rand(places.shape).to(ids.device) + none
+        rows = places.gather(1, chances.topk(min(n, smallest), largest=False).indices).flatten()
         x, y = self.x.index_select(0, rows), self.y.index_select(0, rows)
-        return x.unflatten(0, (len(ids), m)), y.view(len(ids), m), ids
+        return x.unflatten(0, (len(ids), -1)), y.view(len(ids), -1), ids
+
+    def _share_of_each(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Task ids; rows of each one's samples, shape (tasks, largest share); 1 where there is none; smallest share."""
+        ids, task, sizes = torch.unique(self.task_ids[: len(self)], return_inverse=True, return_counts=True)
+        none = torch.arange(int(sizes.max()), device=ids.device) >= sizes[:, None]
+        places = torch.zeros(none.shape, dtype=torch.long, device=ids.device)
+        places[~none] = task.argsort(stable=True)
+        return ids, places, none.to(torch.get_default_dtype()), int(sizes.min())
 
     def fit_to(self, saved: Mapping[str, Tensor]) -> None:
         """Make the buffers as large as those of a file, by name.

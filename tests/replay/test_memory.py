@@ -174,6 +174,20 @@ def test_draw_each_takes_the_same_number_of_every_task_and_no_sample_twice():
         Memory(3).draw_each(1)
 
 
+def test_draw_each_notices_what_has_come_in_since():
+    memory, other = Memory(30), Memory(30)
+    offer(memory, 0, 4, task_id=0)
+    assert memory.draw_each(9)[2].tolist() == [0]
+    offer(memory, 100, 4, task_id=1)
+    assert memory.draw_each(9)[2].tolist() == [0, 1]
+    for t in (3, 7):
+        offer(other, 100 * t, 4, task_id=t)
+    memory.load_state_dict(other.state_dict())  # as many samples, of other tasks
+    x, _, task_ids = memory.draw_each(9)
+    assert task_ids.tolist() == [3, 7]
+    assert sorted(x.flatten().int().tolist()) == [*range(300, 304), *range(700, 704)]
+
+
 def test_a_draw_costs_the_same_however_many_tasks_are_held():
     """Counted in operations, not in seconds."""
     from torch.profiler import ProfilerActivity, profile

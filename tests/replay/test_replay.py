@@ -148,6 +148,8 @@ def test_derpp_loss_has_two_separate_draws(scenario: str):
 BACKBONES = {
     "linear layers": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 9, bias=False)),
     "one layer twice": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), *[nn.Linear(8, 8)] * 2, nn.ReLU()),
+    "rows as tokens": lambda: nn.Sequential(nn.Flatten(1, 2), nn.Linear(8, 5), nn.ReLU(), nn.Flatten()),
+    "frozen below": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 12).requires_grad_(False), nn.Linear(12, 9)),
     "convolutions": lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten()),
 }
 
@@ -195,6 +197,7 @@ def test_gem_hands_the_optimiser_the_projected_gradient(backbone: Callable[[], n
             torch.testing.assert_close(after, project_on_cone(before, constraints), rtol=1e-4, atol=1e-6)
             scale = float(after.norm() * constraints.norm(dim=1).max())
             assert float((constraints @ after).min()) >= -1e-6 * scale
+            assert all(p.requires_grad or p.grad is None for p in learner.parameters())
             changed += not torch.equal(before, after)
             with torch.no_grad():
                 for p in learner.parameters():
@@ -207,6 +210,7 @@ def test_gem_hands_the_optimiser_the_projected_gradient(backbone: Callable[[], n
 
     learner.learn(task, fit)
     assert changed
+    assert not learner._G.numel()  # the room for the constraints is given back
 
 
 @pytest.mark.parametrize("scenario", minicl.SCENARIOS)
