@@ -21,6 +21,8 @@ from .datasets import Samples, as_samples, load
 
 SCENARIOS = ("task", "domain", "class")
 PARTS = ("train", "valid", "test")
+MOST_TASKS = 10_000
+"""Of a stream that is made in one call. The accuracies are a matrix of tasks by tasks: 800 MB for so many."""
 
 
 class Task:
@@ -251,7 +253,7 @@ def permuted(
     """All classes in every task, with the pixels in an order of the task's own. Task 0 keeps the original order.
 
     In scenario "class" every task brings new classes: the "3" of task 1 is not the "3" of task 0.
-    Arguments and errors as for `split`; `seed` also draws the permutations.
+    Arguments and errors as for `split`, but up to 10,000 tasks; `seed` also draws the permutations.
     """
     base = _Base(dataset, scenario, seed, validation, n_train, n_tasks, root, download, size)
     generator = torch.Generator().manual_seed(base.seed + 1)
@@ -280,7 +282,7 @@ def rotated(
     """All classes in every task, turned by an angle that grows evenly from 0 to `max_angle` degrees.
 
     Pictures are turned counter-clockwise about their centre with bilinear interpolation; what comes in from outside
-    is black. Other arguments and errors as for `split`.
+    is black. Other arguments and errors as for `split`, but up to 10,000 tasks.
     """
     base = _Base(dataset, scenario, seed, validation, n_train, n_tasks, root, download, size)
     if base.parts["train"].x.ndim != 4 or not base.parts["train"].x.is_floating_point():
@@ -332,8 +334,8 @@ class _Base:
         size: int,
     ) -> None:
         check_scenario(scenario)
-        if isinstance(n_tasks, bool) or not isinstance(n_tasks, int) or n_tasks < 1:
-            raise ValueError(f"n_tasks is {n_tasks!r}; allowed: integers from 1 up")
+        if isinstance(n_tasks, bool) or not isinstance(n_tasks, int) or not 1 <= n_tasks <= MOST_TASKS:
+            raise ValueError(f"n_tasks is {n_tasks!r}; allowed: integers from 1 up to {MOST_TASKS:,}")
         check_seed(seed)
         if not 0 <= validation < 1:
             raise ValueError(f"validation is {validation}; allowed: a share from 0 up to, but not including, 1")

@@ -247,6 +247,7 @@ def test_angles_grow_evenly() -> None:
         ({"scenario": "tasks"}, "unknown scenario 'tasks'; allowed: task, domain, class"),
         ({"n_tasks": 0}, "n_tasks is 0; allowed: integers from 1 up"),
         ({"n_tasks": -5}, "n_tasks is -5"),
+        ({"n_tasks": 10**9}, "n_tasks is 1000000000; allowed: integers from 1 up to 10,000"),
         ({"seed": -1}, "seed is -1; allowed: integers from 0"),
         ({"seed": 2**32}, "seed is 4294967296"),
         ({"validation": 1.0}, "validation is 1.0; allowed: a share from 0"),
