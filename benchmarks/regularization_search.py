@@ -5,7 +5,8 @@
 Digits, 64-100-100, Adam 3e-3, batch 64, 6 epochs a task. Streams: permuted digits ("domain", 5 tasks, at most 500
 images each) and split digits in the three scenarios (5 tasks). For each method and stream every strength is tried with
 two seeds, and the one with the highest mean ACC on validation samples is taken; test samples choose nothing. Results
-are written after every run, and a run that is in the file is not made again.
+are written after every run, and a run that is in the file is not made again. In the end the values are written in a
+table beside it, with what each came to on validation samples.
 """
 
 from __future__ import annotations
@@ -94,6 +95,19 @@ def chosen(runs: dict[str, Any], method: str, stream: str) -> float:
     return max(values, key=lambda value: (mean_acc(runs, method, stream, value), -value))
 
 
+def table(runs: dict[str, Any]) -> str:
+    """The search in Markdown: mean ACC on validation samples of each strength, in percent; the one taken in bold."""
+    longest = max(len(values) for _, values, _ in METHODS.values())
+    lines = ["| method | searched | stream |" + " |" * longest, "|---" * (3 + longest) + "|"]
+    for method, (name, values, _) in METHODS.items():
+        for stream in STREAMS:
+            taken = chosen(runs, method, stream)
+            cells = [f"{value:g}: {100 * mean_acc(runs, method, stream, value):.1f}" for value in values]
+            cells = [f"**{cell}**" if value == taken else cell for cell, value in zip(cells, values, strict=True)]
+            lines.append(f"| {method} | `{name}` | {stream} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file that is read and completed")
@@ -121,6 +135,8 @@ def main() -> None:
             acc = [runs[key(method, stream, value, seed, "test")]["ACC"] for seed in TEST_SEEDS]
             searched = f"{METHODS[method][0]} = {value:g}" if method in METHODS else ""
             print(f"{stream:16} {method:9} {searched:22} ACC {sum(acc) / len(acc):.2%}", flush=True)
+    if set(arguments.methods) >= set(METHODS):
+        arguments.results.with_suffix(".md").write_text(table(runs), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import argparse
 import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -224,7 +224,7 @@ def variants_table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True, help="the folder that holds MNIST, as torchvision lays it out")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default: 3 of them)")
@@ -233,18 +233,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("split_mnist_runs"), help="a folder for one file a run")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where all runs are gathered, with the table")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"a task (the protocol: {EPOCHS})")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     def place(method: str, scenario: str, seed: int) -> Path:
         return arguments.out / f"{re.sub('[^a-zA-Z0-9]+', '-', method)}-{scenario}-{seed}-{arguments.epochs}.json"
 
-    stored = files.read_json(arguments.results) if arguments.results.exists() else {"epochs": None, "runs": []}
-    if stored["epochs"] == arguments.epochs:  # what has been gathered before need not be run again
-        for run in stored["runs"]:
-            if not (path := place(run["method"], run["scenario"], run["seed"])).exists():
-                files.write_json(path, run)
+    stored = files.read_json(arguments.results) if arguments.results.exists() else {"runs": []}
+    if stored.get("epochs", arguments.epochs) != arguments.epochs:
+        parser.error(
+            f"{arguments.results} holds runs of {stored['epochs']} epochs, and --epochs is {arguments.epochs}; "
+            "name another file with --results"
+        )
+    for run in stored["runs"]:  # what has been gathered before need not be run again
+        if not (path := place(run["method"], run["scenario"], run["seed"])).exists():
+            files.write_json(path, run)
     data: tuple[Samples, Samples] | None = None
     for seed in range(arguments.seeds):
         for method in arguments.methods:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
 import pytest
 import scripts
 
@@ -36,6 +40,71 @@ def test_a_sample_of_the_runs_comes_out_the_same(run: tuple[str, str, int, str])
     for name in ("ACC", "BWT", "new"):  # another processor may round otherwise
         assert found[name] == pytest.approx(stored[name], abs=0.03)
     assert found["bytes"] == stored["bytes"]
+
+
+def test_the_table_of_the_search_is_that_of_its_runs() -> None:
+    assert search.RESULTS.with_suffix(".md").read_text(encoding="utf-8") == search.table(runs)
+
+
+def mnist_from(monkeypatch: pytest.MonkeyPatch, made: list[tuple[str, str, int]]) -> ModuleType:
+    """The script of Split MNIST, with runs that only say that they were made."""
+    mnist = scripts.load("benchmarks/split_mnist.py")
+
+    def one_run(method: str, scenario: str, seed: int, data: object, epochs: int) -> dict[str, Any]:
+        made.append((method, scenario, seed))
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        accuracy = [[0.5] * mnist.TASKS]
+        return {"method": method, "scenario": scenario, "seed": seed, "accuracy": accuracy, "ACC": 0.5}
+
+    monkeypatch.setattr(mnist, "one_run", one_run)
+    monkeypatch.setattr(mnist, "mnist", lambda root: "images")
+    return mnist
+
+
+def test_split_mnist_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, str, int]] = []
+    mnist = mnist_from(monkeypatch, made)
+    results = tmp_path / "results.json"
+    given = ["--root", "there", "--seeds", "2", "--methods", "EWC", "SI", "--scenarios", "task", "class"]
+    given += ["--out", str(tmp_path / "runs"), "--results", str(results)]
+    with pytest.raises(KeyboardInterrupt):
+        mnist.main(given)
+    assert not results.exists()
+    mnist.main(given)
+    everything = [(m, s, seed) for seed in (0, 1) for m in ("EWC", "SI") for s in ("task", "class")]
+    assert made == [*everything[:2], everything[2], *everything[2:]]  # the third was broken off, and made again
+    stored = files.read_json(results)
+    assert sorted((r["method"], r["scenario"], r["seed"]) for r in stored["runs"]) == sorted(everything)
+    assert results.with_suffix(".md").read_text(encoding="utf-8") == mnist.table(stored["runs"])
+    mnist.main([*given[:-4], "--out", str(tmp_path / "elsewhere"), "--results", str(results)])
+    assert len(made) == 9  # what the results hold is not made again, even where the files of the runs are gone
+
+
+def test_runs_of_another_length_do_not_replace_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[tuple[str, str, int]] = []
+    mnist = mnist_from(monkeypatch, made)
+    results = tmp_path / "results.json"
+    files.write_json(results, {"epochs": 4, "runs": []})
+    with pytest.raises(SystemExit):
+        mnist.main(["--root", "there", "--epochs", "1", "--out", str(tmp_path), "--results", str(results)])
+    assert "holds runs of 4 epochs, and --epochs is 1; name another file with --results" in capsys.readouterr().err
+    assert not made
+    assert files.read_json(results)["epochs"] == 4
+
+
+def test_the_page_names_what_is_outside_the_yardstick() -> None:
+    """Two published standard deviations: LwF in every scenario and GEM in "class" are outside, and nothing else."""
+    mnist = scripts.load("benchmarks/split_mnist.py")
+    stored, outside = files.read_json(mnist.RESULTS)["runs"], set()
+    for method, published in mnist.PUBLISHED.items():
+        for scenario, (mean, deviation) in published.items():
+            own = [100 * r["ACC"] for r in stored if (r["method"], r["scenario"]) == (method, scenario)]
+            if abs(sum(own) / len(own) - mean) > 2 * deviation:
+                outside.add((method, scenario))
+    assert outside == {("LwF", "task"), ("LwF", "domain"), ("LwF", "class"), ("GEM", "class")}
 
 
 def test_the_tables_of_split_mnist_are_those_of_its_runs() -> None:
