@@ -54,6 +54,7 @@ def test_markup_is_mended_once() -> None:
         '<dt class="sig py"><dl><dd>x,</dd></dl></dt><dd>kept</dd>'
         '<pre><span class="k">if</span><span class="w"> </span><span class="n">w</span></pre>'
         '<div role="doc-biblioentry"></div><th class="head"><p></p></th><th>name</th>'
+        '<div class="bd-sidebar" id="pst-primary-sidebar"></div><div id="pst-primary-sidebar" class="bd-sidebar"></div>'
     )
     mended = pages.mended(page)
     assert mended == (
@@ -62,6 +63,8 @@ def test_markup_is_mended_once() -> None:
         '<dt class="sig py"><span class="sig-lines"><span class="sig-line">x,</span></span></dt><dd>kept</dd>'
         '<pre><span class="k">if</span> <span class="n">w</span></pre>'
         '<div role="listitem"></div><td class="head"></td><th>name</th>'
+        '<div class="bd-sidebar" id="pst-primary-sidebar" role="region" aria-label="The book"></div>'
+        '<div id="pst-primary-sidebar" class="bd-sidebar" role="region" aria-label="The book"></div>'
     )
     assert pages.mended(mended) == mended
 

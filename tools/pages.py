@@ -27,6 +27,7 @@ MATHJAX = {"loader": {"load": ["input/tex", "output/chtml", "a11y/assistive-mml"
 
 STYLES = ("styles/pydata-sphinx-theme.css", "sphinx-design.min.css", "mystnb.*.css")
 ICONS = "vendor/fontawesome/webfonts/fa-solid-900"
+LANDMARK = ' role="region" aria-label="The book"'
 WORD = re.compile(r"[\w-]+")
 
 
@@ -53,6 +54,8 @@ def mended(page: str) -> str:
     page = re.sub(r'<dt class="sig .*?</dt>', _signature, page, flags=re.DOTALL)
     page = page.replace('role="doc-biblioentry"', 'role="listitem"')  # its parent is a list
     page = re.sub(r"<th([^>]*)>\s*(?:<p>\s*</p>)?\s*</th>", r"<td\1></td>", page)  # a corner is no header
+    # The logo is in no landmark of its own.
+    page = re.sub(rf'(<div [^>]*id="pst-primary-sidebar"[^>]*?)(?:{LANDMARK})?>', rf"\1{LANDMARK}>", page)
     page = re.sub(r'<span class="w">(\s*)</span>', r"\1", page)  # spaces of code need no colour
     for style in STYLES:
         name = re.escape(style.removesuffix(".css")).replace(r"\*", r'[^"?]*')

@@ -222,12 +222,12 @@ def axe(here: Visit, options: dict[str, Any]) -> list[str]:
     return [
         f"{violation['impact']}: {violation['help']} ({violation['id']}): {node['html'][:160]} {node['any'][:1]}"
         for violation in result["violations"]
-        if violation["impact"] in ("serious", "critical")
+        if violation["impact"] != "minor"
         for node in violation["nodes"][:5]
     ]
 
 
-def test_axe_finds_nothing_serious(opened: Visit) -> None:
+def test_axe_finds_nothing_that_matters(opened: Visit) -> None:
     unfold(opened)
     opened.page.evaluate(AXE_SCRIPT)
     found = axe(opened, {"rules": {"color-contrast": {"enabled": False}}})
