@@ -40,6 +40,27 @@ def test_reservoir_keeps_each_sample_with_the_same_probability():
     assert chi_square < 100
 
 
+def test_reservoir_gives_the_first_sample_beyond_the_budget_no_privilege():
+    """2 places, 3 samples: each stays with 2/3. Drawing from one place too few would keep the third always."""
+    torch.manual_seed(0)
+    counts, trials = torch.zeros(3), 600
+    for trial in range(trials):
+        memory = Memory(2)
+        offer(memory, 0, 2 + trial % 2)
+        offer(memory, 2 + trial % 2, 1 - trial % 2)
+        counts[held(memory)] += 1
+    deviation = (trials * 2 / 3 * 1 / 3) ** 0.5  # 11.5
+    assert float((counts - trials * 2 / 3).abs().max()) < 5 * deviation
+
+
+@pytest.mark.parametrize("share", ["reservoir", "task", "class"])
+def test_all_that_was_offered_is_counted(share: str):
+    memory = Memory(4, share)
+    for t in range(3):
+        offer(memory, 10 * t, 10, task_id=t)
+        assert memory.seen == 10 * (t + 1)
+
+
 def test_reservoir_holds_all_until_it_is_full():
     memory = Memory(8)
     offer(memory, 0, 5)
