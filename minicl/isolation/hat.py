@@ -4,15 +4,15 @@ Each task learns which units it uses: a score for every hidden unit, turned by a
 output. The sigmoid sharpens while the task is learned; when it ends, the gates are 0 or 1, and what goes into the units
 that the task uses never moves again. Later tasks may read those units and claim free ones.
 
-The file reads from top to bottom: the equations, which units a network has, and the learner. Where it departs from the
-authors' code (github.com/joansj/hat), the docstring of `HAT` says so.
+The file reads from top to bottom: the equations, then the learner. Which units a network has, and how they are gated
+and cut out, is in `minicl.isolation.units`. Where it departs from the authors' code (github.com/joansj/hat), the
+docstring of `HAT` says so.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..learner import Fit, Learner, TaskRecord, freeze, plain
 from ..tasks import Task
+from . import units
 
 # ---- the equations ---------------------------------------------------------------------------------------------------
 
@@ -140,129 +141,6 @@ def masked_step(
     return theta - lr * grad * mask
 
 
-# ---- the units of a network ------------------------------------------------------------------------------------------
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-# What holds numbers of its own for each unit, and is therefore copied for every task.
-_OWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU)
-_POOLING = (
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.LPPool1d, nn.LPPool2d),
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-)
-_UNIT_BY_UNIT = (
-    *(nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
-    *(nn.Sigmoid, nn.LogSigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.Tanhshrink, nn.Softplus, nn.Softsign),
-    *(nn.Softshrink, nn.Hardshrink, nn.Threshold, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
-)
-_INSTEAD = (
-    "allowed in an nn.Sequential: Linear, Conv1d to Conv3d (groups=1), activations that treat each unit alone, "
-    "BatchNorm, pooling, dropout, Flatten"
-)
-
-
-@dataclass
-class _Block:
-    """A layer with units, and what follows it unit by unit. Its gate comes last, before the next layer mixes them."""
-
-    name: str
-    layer: Any  # nn.Linear or a convolution
-    units: int
-    after: list[nn.Module | int]  # a module of the backbone, or the place of a task's own copy
-    flat: bool  # no positions: one value a unit
-
-
-def _blocks(backbone: nn.Module) -> tuple[list[nn.Module | int], list[_Block], list[nn.Module]]:
-    """What comes before the first layer, the blocks, and the modules of which every task needs a copy.
-
-    Raises:
-        ValueError: a layer that cannot be gated, by name, or no layer at all.
-    """
-    stem: list[nn.Module | int] = []
-    blocks: list[_Block] = []
-    own: list[nn.Module] = []
-    after, flat, seen = stem, False, set()
-    for name, module in _flattened("", backbone):
-        what = f"layer {name!r}, {type(module).__name__},"
-        if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
-            weight = module._parameters.get("weight")
-            if weight is None or isinstance(weight, nn.UninitializedParameter):
-                raise ValueError(
-                    f"{what} has no plain weight yet (lazy, or parametrised), so HAT cannot gate it; {_INSTEAD}"
-                )
-            if id(weight) in seen:
-                raise ValueError(
-                    f"{what} shares its weight with another layer, so HAT cannot gate it; give each layer its own"
-                )
-            seen.add(id(weight))
-            if isinstance(module, _CONVOLUTIONS) and module.groups != 1:
-                raise ValueError(f"{what} has groups={module.groups}, so HAT cannot gate it; allowed: groups=1")
-            if isinstance(module, _CONVOLUTIONS) and flat:
-                raise ValueError(f"{what} stands behind a flat layer, so HAT cannot gate it; put convolutions first")
-            if isinstance(module, nn.Linear) and blocks and not flat:
-                raise ValueError(f"{what} follows a convolution; put an nn.Flatten between them")
-            if blocks and weight.shape[1] % blocks[-1].units:
-                raise ValueError(
-                    f"{what} takes {weight.shape[1]} inputs, which does not fit the {blocks[-1].units} units before it"
-                )
-            after, flat = [], isinstance(module, nn.Linear)
-            blocks.append(_Block(name, module, weight.shape[0], after, flat))
-        elif isinstance(module, _OWN):
-            own.append(module)
-            after.append(len(own) - 1)
-        elif isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
-            flat = True
-            after.append(module)
-        elif isinstance(module, (*_UNIT_BY_UNIT, *_DROPOUTS)) or _pools(module, flat and bool(blocks)):
-            after.append(module)
-        else:
-            raise ValueError(f"{what} cannot be gated unit by unit; {_INSTEAD}")
-    if not blocks:
-        raise ValueError(f"the backbone has no layer with units, so there is nothing to gate; {_INSTEAD}")
-    return stem, blocks, own
-
-
-def _pools(module: nn.Module, flat: bool) -> bool:
-    """Whether it is a pooling that stays within each unit's map, and returns the map alone."""
-    return isinstance(module, _POOLING) and not flat and not getattr(module, "return_indices", False)
-
-
-def _flattened(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        children = module._modules.items()  # named_children would leave out a module that stands in two places
-        return [
-            pair
-            for key, child in children
-            if child is not None
-            for pair in _flattened(f"{name}.{key}".lstrip("."), child)
-        ]
-    if not name:
-        raise ValueError(f"the backbone is a {type(module).__name__}, whose units HAT cannot follow; {_INSTEAD}")
-    return [(name, module)]
-
-
-def _spread(values: Tensor, n: int) -> Tensor:
-    """One value a unit, repeated over the positions of a flattened map: shape (units,) to (n,)."""
-    return values if len(values) == n else values.repeat_interleave(n // len(values))
-
-
-def _gate(h: Tensor, mask: Tensor) -> Tensor:
-    """`a (.) h`, Eq. 1. A binary mask selects rather than multiplies: what another task did cannot leak as NaN."""
-    mask = _spread(mask, h.shape[1]) if h.ndim == 2 else mask.view(-1, *[1] * (h.ndim - 2))
-    return torch.where(mask, h, 0.0) if mask.dtype == torch.bool else h * mask
-
-
-def _without(layer: Any, h: Tensor, inputs: Tensor) -> Tensor:
-    """The layer, blind to the weights from units that the mask `inputs` leaves out, whatever became of them."""
-    kept = _spread(inputs, layer.weight.shape[1]).view(-1, *[1] * (layer.weight.ndim - 2))
-    weight = torch.where(kept, layer.weight, 0.0)
-    if isinstance(layer, nn.Linear):
-        return nn.functional.linear(h, weight, layer.bias)
-    result: Tensor = layer._conv_forward(h, weight, layer.bias)
-    return result
-
-
 # ---- the learner -----------------------------------------------------------------------------------------------------
 
 
@@ -355,7 +233,7 @@ class HAT(Learner):
         compensation: bool = True,
         init: str = "normal",
     ) -> None:
-        parts = _blocks(backbone) if isinstance(backbone, nn.Module) else ([], [], [])  # or a TypeError follows
+        parts = units.blocks_of(backbone) if isinstance(backbone, nn.Module) else ([], [], [])  # or a TypeError follows
         super().__init__(backbone, s_max=s_max, c=c, binary=binary, compensation=compensation, init=init)
         _check_s_max(s_max)
         if not 0 <= c < math.inf:
@@ -416,13 +294,13 @@ class HAT(Learner):
             h = (own[module] if isinstance(module, int) else module)(h)
         inputs: Tensor | None = None
         for block, mask in zip(self._blocks, masks, strict=True):
-            h = block.layer(h) if inputs is None else _without(block.layer, h, inputs)
+            h = block.layer(h) if inputs is None else units.without(block.layer, h, inputs)
             for module in block.after:
                 if isinstance(module, int):
                     h = own[module](h)
-                elif not (finished and isinstance(module, _DROPOUTS)):  # what is learned stays in evaluation mode
+                elif not (finished and isinstance(module, units.DROPOUTS)):  # what is learned stays in evaluation mode
                     h = module(h)
-            h = h * mask if block.flat and not binary else _gate(h, mask)
+            h = h * mask if block.flat and not binary else units.gated(h, mask)
             inputs = mask if binary else None
         return h
 
@@ -459,7 +337,7 @@ class HAT(Learner):
         """The task's mask as it is tested, all layers in one vector: binary, or the attention at s_max."""
         if self.tasks[task_id].finished:
             kept = getattr(self, f"mask_{task_id}")
-            return _unpacked(kept, sum(self.sizes)) if self.binary else attention(kept, 1 / self.s_max)
+            return units.unpacked(kept, sum(self.sizes)) if self.binary else attention(kept, 1 / self.s_max)
         scores = self.scores[str(task_id)].detach()
         return (
             torch.cat([_harden(e)[0] for e in scores.split(self.sizes)])
@@ -485,7 +363,7 @@ class HAT(Learner):
         lesson = _Lesson(self.scores[str(task_id)], self._price(torch.cat(used)), 1 / self.s_max)
         for block, mask_out, mask_in in zip(self._blocks, used, [None, *used], strict=False):
             weight, bias = block.layer.weight, block.layer.bias
-            bracket = protect_weight(mask_out, None if mask_in is None else _spread(mask_in, weight.shape[1]))
+            bracket = protect_weight(mask_out, None if mask_in is None else units.spread(mask_in, weight.shape[1]))
             lesson.protect(weight, bracket, self.binary)
             if bias is not None:
                 lesson.protect(bias, protect_weight(mask_out), self.binary)
@@ -563,7 +441,7 @@ class HAT(Learner):
 
     def _keep(self, task_id: int, values: Tensor) -> None:
         """Remember a finished task's mask: one bit a unit, or the scores of a soft mask."""
-        self.register_buffer(f"mask_{task_id}", _packed(values != 0) if self.binary else values.clone())
+        self.register_buffer(f"mask_{task_id}", units.packed(values != 0) if self.binary else values.clone())
 
     def _in_order(self, masks: list[Tensor]) -> list[Tensor]:
         """Reorder each layer's units: claimed earlier (they stay where they are), claimed by this task, free."""
@@ -576,9 +454,9 @@ class HAT(Learner):
             own = [copies[i] for copies in collections for i in block.after if isinstance(i, int)]
             for tensor in (value for module in (block.layer, *own) for value in module.state_dict().values()):
                 if tensor.ndim and len(tensor) >= block.units:
-                    tensor.copy_(tensor[_places(order, len(tensor))])
+                    tensor.copy_(tensor[units.places(order, len(tensor))])
             for reader in readers[level]:
-                reader.weight.copy_(reader.weight[:, _places(order, reader.weight.shape[1])])
+                reader.weight.copy_(reader.weight[:, units.places(order, reader.weight.shape[1])])
         return masks
 
     def restored(self) -> None:
@@ -633,10 +511,10 @@ class HAT(Learner):
         mask_in = None
         modules = [copy.deepcopy(own[m] if isinstance(m, int) else m) for m in self._stem]
         for block, mask in zip(self._blocks, self.masks(t), strict=True):
-            modules.append(_cut(block.layer, mask, mask_in))
-            modules += [_cut_own(own[m], mask) if isinstance(m, int) else copy.deepcopy(m) for m in block.after]
+            modules.append(units.cut(block.layer, mask, mask_in))
+            modules += [units.cut_own(own[m], mask) if isinstance(m, int) else copy.deepcopy(m) for m in block.after]
             mask_in = mask
-        network = plain(nn.Sequential(*modules, _cut(self.heads[str(t)], None, mask_in)))
+        network = plain(nn.Sequential(*modules, units.cut(self.heads[str(t)], None, mask_in)))
         network.report = self._report(before, network)  # type: ignore[assignment]
         return network
 
@@ -648,7 +526,7 @@ class HAT(Learner):
         }
         if self.input_shape is not None:
             x = self._place.new_zeros(100, *self.input_shape)
-            pairs = [(_seconds(before, x), _seconds(after, x)) for _ in range(7)][2:]
+            pairs = [(units.seconds(before, x), units.seconds(after, x)) for _ in range(7)][2:]
             slow, quick = (sorted(times)[len(pairs) // 2] for times in zip(*pairs, strict=True))
             report.update(seconds=quick, seconds_before=slow, speed_up=slow / quick)
         return report
@@ -671,72 +549,3 @@ def _harden(scores: Tensor) -> tuple[Tensor, bool]:
     if empty:
         mask[scores.argmax()] = True
     return mask, empty
-
-
-def _packed(mask: Tensor) -> Tensor:
-    """Eight bits a byte: bool of shape (n,) to uint8 of shape (ceil(n / 8),)."""
-    bits = nn.functional.pad(mask.to(torch.uint8), (0, -len(mask) % 8)).view(-1, 8)
-    return (bits << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
-
-
-def _unpacked(packed: Tensor, n: int) -> Tensor:
-    """The inverse of `_packed`."""
-    bits = packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)
-    return (bits & 1).bool().flatten()[:n]
-
-
-def _places(order: Tensor, n: int) -> Tensor:
-    """Where n entries come from when the units they belong to are put in order; a unit's entries stay together."""
-    each = n // len(order)
-    return order if each == 1 else (order[:, None] * each + torch.arange(each, device=order.device)).flatten()
-
-
-def _cut(layer: nn.Module, mask_out: Tensor | None, mask_in: Tensor | None) -> nn.Module:
-    """A copy of a Linear or convolution with the units of the masks alone; soft masks scale the inputs instead."""
-    small = copy.deepcopy(layer)
-    weight: Any = layer.weight
-    bias: Any = layer.bias
-    if mask_in is not None:
-        mask_in = _spread(mask_in, weight.shape[1])
-        hard = mask_in.dtype == torch.bool
-        weight = weight[:, mask_in] if hard else weight * mask_in.view(-1, *[1] * (weight.ndim - 2))
-    if mask_out is not None and mask_out.dtype == torch.bool:
-        weight, bias = weight[mask_out], None if bias is None else bias[mask_out]
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None:
-            setattr(
-                small,
-                name,
-                nn.Parameter(value.detach().clone()) if name in small._parameters else value.detach().clone(),
-            )
-    n_out, n_in = weight.shape[:2]
-    sizes = (
-        {"out_features": n_out, "in_features": n_in}
-        if isinstance(layer, nn.Linear)
-        else {"out_channels": n_out, "in_channels": n_in}
-    )
-    for name, size in sizes.items():
-        setattr(small, name, size)
-    return small
-
-
-def _cut_own(module: nn.Module, mask: Tensor) -> nn.Module:
-    """A copy of a BatchNorm or PReLU with the entries of the mask's units alone."""
-    small = copy.deepcopy(module)
-    if mask.dtype != torch.bool:
-        return small
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if tensor.ndim and len(tensor) >= len(mask):
-            value = tensor.detach()[_spread(mask, len(tensor))].clone()
-            setattr(small, name, nn.Parameter(value) if name in small._parameters else value)
-            setattr(small, "num_parameters" if isinstance(module, nn.PReLU) else "num_features", len(value))
-    return small
-
-
-@torch.no_grad()
-def _seconds(network: nn.Module, x: Tensor) -> float:
-    started = time.perf_counter()
-    network(x)
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    return time.perf_counter() - started
