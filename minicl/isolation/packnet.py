@@ -5,18 +5,17 @@ Every weight has one owner. A task trains all weights that are still free, keeps
 trains again what it kept; from then on these weights are frozen. Later tasks read them and never move them. To answer
 for a task, the weights of the tasks after it are switched off.
 
-The file reads from top to bottom: the equations, which weights a network has, and the learner. Where it departs from
-the authors' code (github.com/arunmallya/packnet), the docstring of `PackNet` says so.
+The file reads from top to bottom: the equations, then the learner. Which weights a network has, and how their owners
+are stored, is in `minicl.isolation.weights`. Where it departs from the authors' code (github.com/arunmallya/packnet),
+the docstring of `PackNet` says so.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from ..learner import Fit, Learner, Optimizer, TaskRecord, freeze, plain
 from ..tasks import Task
 from ..training import evaluate
 from .frozen import FrozenEntries, switched_off
+from .weights import NORMS, SparseNetwork, evaluating, every_name, flat, pack_owners, prunable, unpack_owners
 
 KeepRatio = float | str | Sequence[Any] | Mapping[str, Any] | Callable[[int, str], float]
 
@@ -109,56 +109,6 @@ def used_by(owner: UInt8[Tensor, "*shape"], task: int) -> Bool[Tensor, "*shape"]
     return (owner != 0) & (owner <= task)
 
 
-# ---- the weights of a network ------------------------------------------------------------------------------
-
-_LAYERS = (
-    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
-_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-_NORMS = nn.modules.batchnorm._NormBase  # what may keep running statistics: BatchNorm, InstanceNorm
-
-
-def prunable(backbone: nn.Module) -> dict[str, str]:
-    """Names of the weights that PackNet packs, by the name of their layer: those of Linear and Conv layers, transposed
-    ones included, and the input projections of attention. A weight used in several places counts once. Weights that
-    do not require gradients are left out.
-
-    Raises:
-        ValueError: a layer whose weight is no ordinary floating-point parameter, or no layer at all.
-    """
-    found: dict[str, str] = {}
-    seen: set[int] = set()
-    for name, module in backbone.named_modules():
-        names = ["weight"] if isinstance(module, _LAYERS) else []
-        names += [
-            n for n in _PROJECTIONS if isinstance(module, nn.MultiheadAttention) and getattr(module, n) is not None
-        ]
-        for attribute in names:
-            where = f"layer {name!r} ({type(module).__name__})"
-            weight = module._parameters.get(attribute)
-            if weight is None:
-                raise ValueError(
-                    f"{where} computes its {attribute} from other parameters (weight_norm, spectral_norm, ...); "
-                    "PackNet needs it as a parameter: take that off first, with "
-                    "torch.nn.utils.parametrize.remove_parametrizations"
-                )
-            if isinstance(weight, nn.UninitializedParameter):
-                raise ValueError(f"{where} has no weights yet; run a batch through the network first")
-            if not weight.is_floating_point():
-                raise ValueError(f"{where} has weights of {weight.dtype}; allowed: float16, bfloat16, float32, float64")
-            if weight.requires_grad and id(weight) not in seen:
-                seen.add(id(weight))
-                full = f"{name}.{attribute}" if name else attribute
-                found[full.removesuffix(".weight")] = full
-    if not found:
-        raise ValueError(
-            f"the backbone ({type(backbone).__name__}) has no layer to prune: no Linear and no convolution with a "
-            "weight that requires gradients; minicl.FeatureExtraction trains a new head on a network as it is"
-        )
-    return found
-
-
 # ---- the learner -------------------------------------------------------------------------------------------
 
 
@@ -227,7 +177,7 @@ class PackNet(Learner):
         self.owner = nn.Module()  # holds the owner index of each layer, see `owners`
         for layer, name in self._names.items():
             index = torch.zeros_like(backbone.get_parameter(name), dtype=torch.uint8, requires_grad=False)
-            self.owner.register_buffer(_flat(layer), index)
+            self.owner.register_buffer(flat(layer), index)
         self.norms = nn.ModuleDict()  # batchnorm="per-task": each task's tensors
         self._standing = 0  # number of the task whose network the raw weights are
         self._stepped = False  # whether an optimiser has moved anything for this task
@@ -314,7 +264,7 @@ class PackNet(Learner):
         if self._current is not None:
             freeze(self.heads[str(self._current)])
             for name, tensor in self._norm_tensors().items():
-                self.norms[str(self._current)].get_buffer(_flat(name)).copy_(tensor)
+                self.norms[str(self._current)].get_buffer(flat(name)).copy_(tensor)
         self._freeze_rest()
 
     def smallest_share(self, task: Task) -> float:
@@ -352,7 +302,7 @@ class PackNet(Learner):
         number = self.number(task_id)
         if number == self._standing:
             return self.backbone(x)  # the free weights are this task's to train, or zero
-        with _evaluating(self._own_norms().values()):  # whose statistics are not this task's to move
+        with evaluating(self._own_norms().values()):  # whose statistics are not this task's to move
             return functional_call(self.backbone, self.network_of(task_id), (x,), tie_weights=False)
 
     def number(self, task_id: int) -> int:
@@ -367,10 +317,10 @@ class PackNet(Learner):
             for layer, weight in self._weights().items()
         }
         network = {
-            name: tensors[id(weight)] for name, weight in _places(self.backbone).items() if id(weight) in tensors
+            name: tensors[id(weight)] for name, weight in every_name(self.backbone).items() if id(weight) in tensors
         }
         for name in self._norm_tensors():
-            network[name] = self.norms[str(task_id)].get_buffer(_flat(name))
+            network[name] = self.norms[str(task_id)].get_buffer(flat(name))
         return network
 
     # ---- what must not move --------------------------------------------------------------------------------
@@ -426,14 +376,14 @@ class PackNet(Learner):
             for layer, weight in self._weights().items():
                 weight.masked_fill_(owned_by(self.owners[layer], 0), 0)
             for name, tensor in self._norm_tensors().items():
-                tensor.copy_(self.norms[str(self.learned[-1])].get_buffer(_flat(name)))
+                tensor.copy_(self.norms[str(self.learned[-1])].get_buffer(flat(name)))
 
     # ---- what it costs, and taking it elsewhere ------------------------------------------------------------
 
     @property
     def owners(self) -> dict[str, Tensor]:
         """The owner index of each layer, by its name: uint8, of the shape of its weight; 0 for free."""
-        return {layer: self.owner.get_buffer(_flat(layer)) for layer in self._names}
+        return {layer: self.owner.get_buffer(flat(layer)) for layer in self._names}
 
     def grow(self, task: TaskRecord) -> None:
         self._check_room()
@@ -441,7 +391,7 @@ class PackNet(Learner):
         if self.batchnorm == "per-task":
             tensors = nn.Module()
             for name, tensor in self._norm_tensors().items():
-                tensors.register_buffer(_flat(name), tensor.detach().clone())
+                tensors.register_buffer(flat(name), tensor.detach().clone())
             self.norms[str(task.id)] = tensors
 
     def capacity(self) -> dict[str, Any]:
@@ -483,7 +433,7 @@ class PackNet(Learner):
         task_id = self.check_finished(task_id)
         assert task_id is not None
         network = plain(copy.deepcopy(self.backbone))
-        places = _places(network)
+        places = every_name(network)
         with torch.no_grad():
             for name, value in self.network_of(task_id).items():
                 places[name].copy_(value)
@@ -495,17 +445,17 @@ class PackNet(Learner):
         twice = self._aliases()
         packed = {name: tensor for name, tensor in state.items() if name not in twice}
         for layer in self._names:
-            name = f"owner.{_flat(layer)}"
-            packed[name] = _pack(state[name], len(self.learned).bit_length())
+            name = f"owner.{flat(layer)}"
+            packed[name] = pack_owners(state[name], len(self.learned).bit_length())
         heads = [packed.pop(name).flatten() for name in self.heads.state_dict(prefix="heads.")]
         return {**packed, "heads": torch.cat(heads)} if heads else packed
 
     def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         state = dict(tensors)
         for layer, owner in self.owners.items():
-            name = f"owner.{_flat(layer)}"
+            name = f"owner.{flat(layer)}"
             if name in state:
-                state[name] = _unpack(name, state[name], owner.shape)
+                state[name] = unpack_owners(name, state[name], owner.shape)
         state.update({name: state[first] for name, first in self._aliases().items() if first in state})
         heads = self.heads.state_dict(prefix="heads.")
         if "heads" in state and state["heads"].numel() == sum(tensor.numel() for tensor in heads.values()):
@@ -523,7 +473,7 @@ class PackNet(Learner):
     def _weights(self) -> dict[str, nn.Parameter]:
         weights = {}
         for layer, name in self._names.items():
-            weight, owner = self.backbone.get_parameter(name), self.owner.get_buffer(_flat(layer))
+            weight, owner = self.backbone.get_parameter(name), self.owner.get_buffer(flat(layer))
             if weight.device != owner.device or weight.shape != owner.shape:
                 raise ValueError(
                     f"layer {layer!r} is on {weight.device} with shape {tuple(weight.shape)}, the index of its owners "
@@ -537,7 +487,7 @@ class PackNet(Learner):
         """The norms of which every task has its own, by name: none, unless batchnorm="per-task"."""
         if self.batchnorm == "frozen":
             return {}
-        return {name: module for name, module in self.backbone.named_modules() if isinstance(module, _NORMS)}
+        return {name: module for name, module in self.backbone.named_modules() if isinstance(module, NORMS)}
 
     def _norm_tensors(self) -> dict[str, Tensor]:
         return {
@@ -574,25 +524,7 @@ class PackNet(Learner):
                 )
 
 
-class SparseNetwork(nn.Module):
-    """A network whose weights are kept as sparse tensors, and made dense while it is called."""
-
-    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.network = network
-        at = {id(network.get_parameter(name)): _flat(name) for name in names}
-        self.stored = {name: at[id(tensor)] for name, tensor in _places(network).items() if id(tensor) in at}
-        for name in names:
-            weight = network.get_parameter(name)
-            self.register_buffer(_flat(name), weight.detach().to_sparse())
-            weight.data = weight.data.new_empty(0)  # in place, so that a weight used in two places stays one
-
-    def forward(self, x: Tensor) -> Tensor:
-        dense = {name: self.get_buffer(stored).to_dense() for name, stored in self.stored.items()}
-        return functional_call(self.network, dense, (x,), tie_weights=False)
-
-
-# ---- small parts -------------------------------------------------------------------------------------------
+# ---- the shares that tasks keep ---------------------------------------------------------------------------
 
 
 def _share(keep_ratio: Any, number: int, layer: str) -> float:
@@ -639,49 +571,3 @@ def _check_share(share: Any, name: str) -> None:
 
 def _is_integer(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _places(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by every name under which a module holds them; a module used in two places comes once.
-
-    PyTorch's `functional_call` loses parameters when it ties such names itself, so it is given them all.
-    """
-    return {
-        f"{name}.{key}" if name else key: tensor
-        for name, module in network.named_modules()
-        for key, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None
-    }
-
-
-def _flat(name: str) -> str:
-    """A name that a buffer may have."""
-    return name.replace(".", "/")
-
-
-def _pack(owner: Tensor, bits: int) -> Tensor:
-    """An owner index, values below 2^bits, as `bits` rows of packed bits."""
-    flat = owner.cpu().flatten().numpy()
-    rows = [np.packbits(flat >> bit & 1) for bit in range(bits)]
-    return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, dtype=torch.uint8)
-
-
-def _unpack(name: str, packed: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `_pack`."""
-    n = shape.numel()
-    if packed.numel() and packed.shape[1] != -(-n // 8):
-        raise ValueError(f"the file does not fit this backbone: {name} does not hold {n} owners")
-    flat = np.zeros(n, dtype=np.uint8)
-    for bit, row in enumerate(packed.numpy() if packed.numel() else ()):
-        flat |= np.unpackbits(row, count=n) << bit
-    return torch.from_numpy(flat).view(shape)
-
-
-@contextmanager
-def _evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
-    was = [(module, module.training) for module in modules]
-    for module, _ in was:
-        module.training = False
-    yield
-    for module, mode in was:
-        module.training = mode
