@@ -64,6 +64,8 @@ lint: $(READY) ## ruff check, ruff format --check, mypy
 browser-test: $(READY) ## read the built book in Chromium: every page, no network, axe-core (CHROMIUM=path)
 	@if [ -z "$(CHROMIUM)" ]; then \
 	  echo "browser-test: skipped, no Chromium here (Debian, Ubuntu: apt install chromium; or name one: make browser-test CHROMIUM=path)"; \
+	elif ! "$(CHROMIUM)" --version >/dev/null 2>&1; then \
+	  echo "browser-test: skipped, $(CHROMIUM) does not start (name another: make browser-test CHROMIUM=path)"; \
 	elif [ ! -f _build/html/index.html ]; then \
 	  echo "browser-test: no book in _build/html; run 'make book' first" >&2; exit 1; \
 	else \
