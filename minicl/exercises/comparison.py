@@ -18,7 +18,7 @@ NEEDS = {
     ),
     "exact and endless": ({"pnn", "individual"}, "A network of fixed size is full one day. Which methods have none?"),
     "no id": (
-        {"er", "derpp", "agem", "gem"},
+        {"er", "derpp", "gem"},
         "Isolation must be told the task id, and springs did not help in Class-IL. What did?",
     ),
 }
@@ -30,7 +30,13 @@ def which_method(answer: Any) -> str:
     if not isinstance(answer, dict) or set(answer) != set(NEEDS):
         raise Hint(f"The answer should be a dictionary with a method for each of {', '.join(map(repr, NEEDS))}.")
     for need, (right, hint) in NEEDS.items():
-        if text(answer[need], sorted(METHODS), f"Your answer to {need!r}") not in right:
+        name = text(answer[need], sorted(METHODS), f"Your answer to {need!r}")
+        if (need, name) == ("no id", "agem"):
+            raise Hint(
+                "A-GEM keeps pictures too, but uses them as a fence, not to learn from. How far did it get in Class-IL?",
+                mistake="a fence is not enough",
+            )
+        if name not in right:
             raise Hint(hint, mistake=f"{need} wrong")
     return "There is no best method, only a best one for a need: the three answers differ."
 

@@ -49,6 +49,7 @@ WRONG = {
         "exact and small wrong": {**NEEDS, "exact and small": "pnn"},
         "exact and endless wrong": {**NEEDS, "exact and endless": "hat"},
         "no id wrong": {**NEEDS, "no id": "ewc"},
+        "a fence is not enough": {**NEEDS, "no id": "agem"},
     },
     "comparison-2": {
         "divided by n": lambda values, t: t * np.std(values) / len(values) ** 0.5,
