@@ -33,7 +33,7 @@ def which_method(answer: Any) -> str:
         name = text(answer[need], sorted(METHODS), f"Your answer to {need!r}")
         if (need, name) == ("no id", "agem"):
             raise Hint(
-                "A-GEM keeps pictures too, but uses them as a fence, not to learn from. How far did it get in Class-IL?",
+                "A-GEM keeps pictures too, but as a fence, not to learn from. How far did it get in Class-IL?",
                 mistake="a fence is not enough",
             )
         if name not in right:
