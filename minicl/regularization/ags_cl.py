@@ -47,7 +47,9 @@ def updated_importance(
 
 
 class AGSCL(Learner):
-    """L(theta) + mu sum_{g in G0} |theta_g| + lam sum_{g not in G0} Omega_g |theta_g - theta_g^{t-1}| (Eq. 2).
+    """Hold the units that earlier tasks used, and pull the others to zero until they are needed.
+
+    L(theta) + mu sum_{g in G0} |theta_g| + lam sum_{g not in G0} Omega_g |theta_g - theta_g^{t-1}| (Eq. 2).
 
     A group theta_g is what comes into a unit, bias included; G0 are the units that no earlier task used, Omega_g = 0.
     The loss is the task's alone. After each step of the optimiser, every group takes a proximal step with the learning

@@ -29,11 +29,13 @@ def fisher_diagonal(
     def log_likelihood(logits: Float[Tensor, " classes"], y: Int[Tensor, ""]) -> Float[Tensor, ""]:
         return -F.cross_entropy(logits, y)
 
-    return mean_over_samples(learner, parameters, samples, task_id, log_likelihood, Tensor.square_)
+    return mean_over_samples(learner, parameters, samples, task_id, log_likelihood, Tensor.square)
 
 
 class EWC(QuadraticPenalty):
-    """L' = L + lam/2 sum_t sum_i F_i^t (theta_i - theta_i^t)^2 (Kirkpatrick et al. 2017, Eq. 3).
+    """Hold every weight by its Fisher information: how much the predictions depend on it.
+
+    L' = L + lam/2 sum_t sum_i F_i^t (theta_i - theta_i^t)^2 (Kirkpatrick et al. 2017, Eq. 3).
 
     Args:
         backbone: any module whose forward works on one sample at a time in evaluation mode.

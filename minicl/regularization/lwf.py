@@ -33,7 +33,9 @@ def distillation(
 
 
 class LwF(Learner):
-    """L' = L(new task) + lam sum over old outputs of the distillation loss (Li and Hoiem 2016, Figure 3).
+    """Hold on to the answers of the network before the task, on the task's own images; no weight is held.
+
+    L' = L(new task) + lam sum over old outputs of the distillation loss (Li and Hoiem 2016, Figure 3).
 
     The network as it was when the task arrived is kept in evaluation mode until the task is learned, and answers each
     batch: the same numbers as recording its outputs for every image beforehand. In scenario "task" every old head is

@@ -24,11 +24,13 @@ def output_sensitivity(
     def squared_length(logits: Float[Tensor, " classes"], y: Int[Tensor, ""]) -> Float[Tensor, ""]:
         return logits.square().sum()
 
-    return mean_over_samples(learner, parameters, samples, task_id, squared_length, Tensor.abs_)
+    return mean_over_samples(learner, parameters, samples, task_id, squared_length, Tensor.abs)
 
 
 class MAS(QuadraticPenalty):
-    """L' = L + lam sum_i Omega_i (theta_i - theta*_i)^2 (Eq. 4); Omega sums over tasks, theta* is the newest solution.
+    """Hold every weight by how much the outputs depend on it; no labels are needed for that.
+
+    L' = L + lam sum_i Omega_i (theta_i - theta*_i)^2 (Eq. 4); Omega sums over tasks, theta* is the newest solution.
 
     Args:
         backbone: any module whose forward works on one sample at a time in evaluation mode.

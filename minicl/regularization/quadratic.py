@@ -265,8 +265,9 @@ def mean_over_samples(
 
     Args:
         output: a scalar from one sample's logits, shape (classes,), and label, shape ().
-        measure: applied to the gradients of each sample before they are averaged, in place: squares for EWC, |.| for
-            MAS. The square of a batch's mean gradient is something else, and much smaller.
+        measure: applied to the gradients of each sample before they are averaged: squares for EWC, |.| for MAS. The
+            square of a batch's mean gradient is something else, and much smaller. Not in place: the gradients of two
+            parameters that are added to each other may be one tensor.
     """
     theta = {name: parameter.detach() for name, parameter in parameters.items()}
 

@@ -31,7 +31,9 @@ def consolidated(omega: Float[Tensor, "*shape"], total: Float[Tensor, "*shape"],
 
 
 class SI(QuadraticPenalty):
-    """L' = L + c sum_i Omega_i (theta_i - theta*_i)^2 (Eq. 4).
+    """Hold every weight by what its own movement took off the loss.
+
+    L' = L + c sum_i Omega_i (theta_i - theta*_i)^2 (Eq. 4); Omega sums over tasks, theta* is the newest solution.
 
     The gradient in the path integral is that of the task's loss alone, without the penalty's, as backward finds it:
     clipping it afterwards changes the step, and leaves the integral what it is; multiplying the loss by a number, as

@@ -167,7 +167,9 @@ def certain(module: nn.Module) -> nn.Module:
 
 
 class VCL(Learner):
-    """L = E_q[- log p(y | x)] + KL(q_t || q_{t-1}) / N (Nguyen et al. 2018, Eqs. 4 and 5), N images in the task.
+    """Every weight is a Gaussian; what was learned before is the prior of what is learned now.
+
+    L = E_q[- log p(y | x)] + KL(q_t || q_{t-1}) / N (Nguyen et al. 2018, Eqs. 4 and 5), N images in the task.
 
     Every Linear and Conv layer of the backbone, and every head, is converted: its weights become means, and each gets a
     standard deviation. Other layers stay as they are; parameters of their own, such as those of a BatchNorm, have no

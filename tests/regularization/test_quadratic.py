@@ -232,6 +232,40 @@ def test_layers_that_vmap_cannot_take_go_one_by_one() -> None:
         torch.testing.assert_close(value, slow[name], rtol=1e-4, atol=1e-6)
 
 
+class Added(nn.Module):
+    """Two parameters that are added to each other, so that their gradients are one tensor, and one that is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.aside = nn.Linear(8, 6, bias=False), nn.Linear(3, 2)
+        self.place, self.kind = (nn.Parameter(torch.randn(1, 8, 6)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.linear(x.view(len(x), 8, 8)) + self.place + self.kind).tanh().mean(1)
+
+
+@pytest.mark.parametrize("make", [partial(minicl.EWC, fisher="empirical"), minicl.MAS], ids=["EWC", "MAS"])
+def test_gradients_that_share_memory_or_are_not_there(make: Callable[[nn.Module], minicl.EWC | minicl.MAS]) -> None:
+    task = minicl.split("digits", 2, "domain", n_train=20)[0]
+    torch.manual_seed(0)
+    learner = make(Added())
+    learner.learn(task, lambda: None)
+    found = learner.importance(task)
+    slow = {name: torch.zeros_like(p) for name, p in learner.shared().items()}
+    for x, y in zip(task.train.x, task.train.y, strict=True):
+        learner.zero_grad()
+        z = learner(x[None])
+        squares = isinstance(learner, minicl.EWC)
+        (nn.functional.cross_entropy(z, y[None]) if squares else z.square().sum()).backward()
+        for name, p in learner.shared().items():
+            if p.grad is not None:
+                slow[name] += (p.grad**2 if squares else p.grad.abs()) / len(task.train)
+    for name, value in found.items():
+        torch.testing.assert_close(value, slow[name], rtol=1e-4, atol=1e-8)
+    assert not found["backbone.aside.weight"].any()
+    assert bool((found["backbone.kind"] > 0).all())
+
+
 def test_the_mode_of_the_network_comes_back_where_measuring_fails() -> None:
     learner = minicl.MAS(minicl.mlp(64, 8))
     task = minicl.split("digits", 2, "domain", n_train=20)[0]
