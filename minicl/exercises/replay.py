@@ -38,6 +38,13 @@ def _kept(budget: int, i: int, n: int) -> float:
     return min(1.0, budget / n)
 
 
+def _pushed_out(budget: int, i: int, n: int) -> float:
+    chance = min(1.0, budget / i)
+    for j in range(max(i, budget) + 1, n + 1):
+        chance *= 1 - budget / j
+    return chance
+
+
 @exercise("replay-2")
 def reservoir(answer: Any) -> str:
     """A function of (budget, i, n): how likely the i-th sample (from 1) is in a reservoir after n samples."""
@@ -58,6 +65,10 @@ def reservoir(answer: Any) -> str:
             "above one": (
                 lambda b, i, n: b / n,
                 "Try it with fewer samples than places. A probability ends at one.",
+            ),
+            "pushed out by all that is let in": (
+                _pushed_out,
+                "A later sample that is let in takes one place, and not always yours: it pushes you out with 1 / j.",
             ),
             "first come": (
                 lambda b, i, n: float(i <= b),
@@ -98,6 +109,14 @@ def project(answer: Any) -> str:
                 lambda g, r: (g @ r) / (r @ r) * r if g @ r < 0 else g,
                 "That is the part of g along g_ref: the harmful one. Keep the rest.",
             ),
+            "condition turned round": (
+                lambda g, r: g - max(0.0, float(g @ r)) / float(r @ r) * r,
+                "You project where both agree, and leave the step alone that harms the old tasks.",
+            ),
+            "divided by g": (
+                lambda g, r: g - min(0.0, float(g @ r)) / float(g @ g) * r,
+                "What is taken off points along g_ref, so its length is what counts below the line, not that of g.",
+            ),
             "divided by the length": (
                 lambda g, r: g - min(0.0, float(g @ r)) / float(r.norm()) * r,
                 "Divide by the square of the length: g_ref appears twice above the line.",
@@ -127,6 +146,10 @@ def dark(answer: Any) -> str:
             "sum over samples": (
                 lambda z, h: (z - h).square().sum(),
                 "That grows with the batch. Average over the samples.",
+            ),
+            "absolute values": (
+                lambda z, h: (z - h).abs().sum(1).mean(),
+                "That is a sum of absolute values. The squared length is a sum of squares.",
             ),
             "not squared": (
                 lambda z, h: (z - h).norm(dim=1).mean(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -42,6 +43,9 @@ WRONG = {
         "chance of entering": lambda b, i, n: min(1, b / i),
         "always let in": lambda b, i, n: (1 - 1 / b) ** max(0, n - max(i, b)),
         "above one": lambda b, i, n: b / n,
+        "pushed out by all that is let in": lambda b, i, n: (
+            min(1, b / i) * math.prod(1 - b / j for j in range(max(i, b) + 1, n + 1))
+        ),
         "first come": lambda b, i, n: 1.0 if i <= b else 0.0,
     },
     "replay-3": {
@@ -49,11 +53,14 @@ WRONG = {
         "length of g_ref left in": lambda g, r: g - torch.dot(g, r) * r if g @ r < 0 else g,
         "reflected": lambda g, r: g - 2 * (g @ r) / (r @ r) * r if g @ r < 0 else g,
         "the wrong part": lambda g, r: (g @ r) / (r @ r) * r if g @ r < 0 else g,
+        "condition turned round": lambda g, r: g - (g @ r) / (r @ r) * r if g @ r > 0 else g,
+        "divided by g": lambda g, r: g - (g @ r) / (g @ g) * r if g @ r < 0 else g,
         "divided by the length": lambda g, r: g - (g @ r) / r.norm() * r if g @ r < 0 else g,
     },
     "replay-4": {
         "mean over outputs": lambda z, h: ((z - h) ** 2).mean(),
         "sum over samples": lambda z, h: ((z - h) ** 2).sum(),
+        "absolute values": lambda z, h: h.sub(z).abs().mean(0).sum(),
         "not squared": lambda z, h: ((z - h) ** 2).sum(1).sqrt().mean(),
         "after softmax": lambda z, h: ((z.softmax(1) - h.softmax(1)) ** 2).sum(1).mean(),
         "distillation": lambda z, h: F.cross_entropy(h, z.softmax(1)),
