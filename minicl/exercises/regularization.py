@@ -62,6 +62,10 @@ def resting_point(answer: Any) -> str:
                 lambda f1, a1, f2, a2: a2,
                 "That is where online EWC and MAS hold on. With one anchor a task, the first one pulls as well.",
             ),
+            "oldest anchor": (
+                lambda f1, a1, f2, a2: a1,
+                "The second spring pulls too: the weight does not stay where the first task left it.",
+            ),
             "weights swapped": (
                 lambda f1, a1, f2, a2: (f2 * a1 + f1 * a2) / (f1 + f2),
                 "The stiffer spring should win; with yours the softer one does.",
@@ -100,6 +104,10 @@ def fisher_of_logistic_regression(answer: Any) -> str:
                 lambda x, p: ((p * (1 - p))[:, None] * x**2).sum(0),
                 "That is the sum over images; the Fisher information is their mean.",
             ),
+            "labels not averaged": (
+                lambda x, p: (p[:, None] * x**2).mean(0),
+                "The square of the gradient is (y - p)^2 x^2. Average (y - p)^2 over y: what is left is not p.",
+            ),
             "labels all one": (
                 lambda x, p: (((1 - p) ** 2)[:, None] * x**2).mean(0),
                 "That takes y = 1 everywhere. Average over y as the model would draw it: 1 with p, 0 with 1 - p.",
@@ -135,6 +143,14 @@ def mas_of_a_linear_layer(answer: Any) -> str:
                     (((x @ W.T) / (x @ W.T).norm(dim=1, keepdim=True))[:, :, None] * x[:, None, :]).abs().mean(0)
                 ),
                 "That is the gradient of the length; MAS takes the square of the length.",
+            ),
+            "no absolute value": (
+                lambda W, x: (2 * (x @ W.T)[:, :, None] * x[:, None, :]).mean(0),
+                "An importance has no sign: where is the absolute value?",
+            ),
+            "sum over images": (
+                lambda W, x: _mas(W, x) * len(x),
+                "That is the sum over images; MAS takes their mean.",
             ),
             "squared like EWC": (
                 lambda W, x: ((2 * (x @ W.T)[:, :, None] * x[:, None, :]) ** 2).mean(0),
@@ -174,6 +190,24 @@ def distil(answer: Any) -> str:
                 lambda z, old, T: F.cross_entropy(z / T, old.argmax(1)),
                 "You keep the winner alone. What makes distillation better is what the old network says of the rest.",
             ),
+            "divergence": (
+                lambda z, old, T: F.kl_div((z / T).log_softmax(1), (old / T).softmax(1), reduction="batchmean"),
+                "That is the KL divergence. Its gradient is the same, but the equation asks for the cross-entropy, "
+                "from which no entropy of the targets is taken off.",
+            ),
+            "temperature squared": (
+                lambda z, old, T: T**2 * _distillation(z, old, T),
+                "Much code multiplies by the square of the temperature, to make up for smaller gradients. "
+                "The equation does not.",
+            ),
+            "mean over classes": (
+                lambda z, old, T: _distillation(z, old, T) / z.shape[1],
+                "You average over the classes as well. Sum over them, and average over the images alone.",
+            ),
+            "sum over images": (
+                lambda z, old, T: _distillation(z, old, T) * len(z),
+                "That is the sum over the batch; its mean is asked for.",
+            ),
             "multiplied": (
                 lambda z, old, T: _distillation(z * T * T, old * T * T, T),
                 "Your temperature makes the answers sharper. It should make them softer: divide.",
@@ -211,6 +245,10 @@ def proximal(answer: Any) -> str:
             "squared distance": (
                 lambda theta, anchor, t: (theta + 2 * t * anchor) / (1 + 2 * t),
                 "That minimises with the square of the distance, as EWC has it. It never arrives at the anchor.",
+            ),
+            "a share of the way": (
+                lambda theta, anchor, t: theta - t * (theta - anchor),
+                "That goes a share of the way, as on a squared distance. Here the step has a length of its own.",
             ),
             "towards zero": (
                 lambda theta, anchor, t: _proximal(theta, torch.zeros_like(theta), t),

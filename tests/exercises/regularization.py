@@ -61,6 +61,7 @@ WRONG = {
     "regularization-2": {
         "plain mean": lambda f1, a1, f2, a2: 0.5 * a1 + 0.5 * a2,
         "newest anchor": lambda f1, a1, f2, a2: a2,
+        "oldest anchor": lambda f1, a1, f2, a2: a1,
         "weights swapped": lambda f1, a1, f2, a2: (f2 * a1 + f1 * a2) / (f1 + f2),
         "not divided": lambda f1, a1, f2, a2: f1 * a1 + f2 * a2,
         "wrong sign": lambda f1, a1, f2, a2: -(f1 * a1 + f2 * a2) / (f1 + f2),
@@ -69,6 +70,7 @@ WRONG = {
         "square of the mean": lambda x, p: ((p * (1 - p)).sqrt()[:, None] * x).mean(0).square(),
         "not squared": lambda x, p: ((p * (1 - p))[:, None] * x).mean(0),
         "sum over images": lambda x, p: len(x) * fisher(x, p),
+        "labels not averaged": lambda x, p: torch.einsum("n,nd->d", p, x**2) / len(x),
         "labels all one": lambda x, p: (((1 - p)[:, None] * x) ** 2).mean(0),
     },
     "regularization-4": {
@@ -77,6 +79,8 @@ WRONG = {
         "length not squared": lambda W, x: torch.stack([torch.outer(W @ r / (W @ r).norm(), r).abs() for r in x]).mean(
             0
         ),
+        "no absolute value": lambda W, x: 2 * ((x @ W.T).T @ x / len(x)),
+        "sum over images": lambda W, x: len(x) * mas(W, x),
         "squared like EWC": lambda W, x: torch.stack([(2 * torch.outer(W @ r, r)) ** 2 for r in x]).mean(0),
     },
     "regularization-5": {
@@ -84,6 +88,10 @@ WRONG = {
         "no temperature": lambda z, old, T: distillation(z, old, 1.0),
         "temperature on one side": lambda z, old, T: F.cross_entropy(z, (old / T).softmax(1)),
         "hard targets": lambda z, old, T: F.cross_entropy(z / T, old.argmax(1)),
+        "divergence": lambda z, old, T: F.kl_div((z / T).log_softmax(1), (old / T).softmax(1), reduction="batchmean"),
+        "temperature squared": lambda z, old, T: distillation(z, old, T) * T * T,
+        "mean over classes": lambda z, old, T: -((old / T).softmax(1) * (z / T).log_softmax(1)).mean(),
+        "sum over images": lambda z, old, T: F.cross_entropy(z / T, (old / T).softmax(1), reduction="sum"),
         "multiplied": lambda z, old, T: F.cross_entropy(z * T, (old * T).softmax(1)),
         "wrong sign": lambda z, old, T: -distillation(z, old, T),
     },
@@ -91,6 +99,7 @@ WRONG = {
         "overshoots": lambda theta, anchor, t: theta - t * (theta - anchor) / torch.dist(theta, anchor),
         "each entry by itself": lambda theta, anchor, t: anchor + F.softshrink(theta - anchor, t),
         "squared distance": lambda theta, anchor, t: (theta + 2 * t * anchor) / (1 + 2 * t),
+        "a share of the way": lambda theta, anchor, t: (1 - t) * theta + t * anchor,
         "towards zero": lambda theta, anchor, t: proximal(theta, torch.zeros_like(theta), t),
     },
 }
