@@ -11,13 +11,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..learner import Fit
+from ..tasks import Task
 from .memory import Replay
 
 
 def project_on_average(g: Float[Tensor, " n"], g_ref: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """g~ = g - (g . g_ref / g_ref . g_ref) g_ref if g . g_ref < 0, otherwise g (Eq. 11)."""
-    overlap = torch.dot(g, g_ref)
-    return g if overlap >= 0 else torch.addcmul(g, g_ref, overlap / torch.dot(g_ref, g_ref), value=-1)
+    overlap, square = torch.dot(g, g_ref), torch.dot(g_ref, g_ref)
+    if overlap >= 0:
+        return g
+    if square < 1e-30:  # all is remembered, and so short a vector has no square; its direction alone matters
+        return project_on_average(g, g_ref / g_ref.abs().max())
+    return torch.addcmul(g, g_ref, overlap / square, value=-1)
 
 
 class GradientProjection(Replay):
@@ -26,13 +32,26 @@ class GradientProjection(Replay):
     def __init__(self, backbone: nn.Module, budget: int, share: str, **hyperparameters: float) -> None:
         super().__init__(backbone, budget, share, **hyperparameters)
         self._batch_size = 1
+        self._lent: list[nn.Parameter] = []
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        self.zero_grad()  # what an earlier loop has left behind is no part of the new task's gradient
+        super().learn(task, fit)
 
     def loss(self, x: Tensor, y: Tensor, task_id: int | None = None) -> Tensor:
         self._batch_size = len(x)
+        for parameter in self._lent:  # its gradient came from memory; an optimiser that has it not would not clear it
+            parameter.grad = None
+        self._lent = []
         return super().loss(x, y, task_id)
 
     def trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def lend(self, gradient: Tensor, parameters: list[nn.Parameter]) -> None:
+        """Hand the optimiser this gradient, for one step also where the new batch gave none."""
+        self._lent = [parameter for parameter in parameters if parameter.grad is None]
+        put(gradient, parameters)
 
     def gradient_of(self, x: Tensor, y: Tensor, task_ids: Tensor, parameters: list[nn.Parameter]) -> Tensor:
         """The gradient of the mean loss over remembered samples, in one vector."""
@@ -75,4 +94,4 @@ class AGEM(GradientProjection):
             remembered = memory.x[rows], memory.y[rows], memory.task_ids[rows]
             projected = project_on_average(g, self.gradient_of(*remembered, parameters))
             if projected is not g:
-                put(projected, parameters)
+                self.lend(projected, parameters)

@@ -15,24 +15,38 @@ from torch import Tensor, nn
 
 from ..learner import Fit
 from ..tasks import Task
-from .agem import GradientProjection, flat, put
+from .agem import GradientProjection, flat
 from .memory import check_weight
 
 
-def dual(products: Float[Tensor, " tasks"], gram: Float[Tensor, "tasks tasks"], margin: float) -> Tensor:
+def dual(products: Float[Tensor, " tasks"], gram: Float[Tensor, "tasks tasks"], margin: float) -> Tensor | None:
     """The v >= margin with least 1/2 v' G G' v + g' G' v (Eqs. 10, 11), from G g and G G'; shape (tasks,).
 
     It is that of a non-negative least-squares problem as small as the number of tasks: || R v + R^-T G g || with
-    R'R = G G'.
+    R'R = G G'. None where some rows of G nearly depend on others: their products are too coarse to tell them apart.
     """
     from scipy.optimize import nnls
 
     small = gram.double().cpu().numpy()
-    values, vectors = np.linalg.eigh(small)
-    kept = values > values[-1] * 1e-12  # gradients that depend on one another leave fewer directions
-    root = np.sqrt(values[kept])[:, None] * vectors[:, kept].T
-    target = (products.double().cpu().numpy() + margin * small.sum(1)) @ vectors[:, kept] / np.sqrt(values[kept])
-    return torch.from_numpy(nnls(root, -target)[0] + margin).to(products)
+    size = np.sqrt(small.diagonal())
+    size[size == 0] = 1.0  # all rows count alike, however long they are
+    values, vectors = np.linalg.eigh(small / size / size[:, None])
+    if values[0] < 1e-3:
+        return None
+    root = np.sqrt(values)[:, None] * vectors.T
+    target = ((products.double().cpu().numpy() + margin * small.sum(1)) / size) @ vectors / np.sqrt(values)
+    return torch.from_numpy(nnls(root, -target)[0] / size + margin).to(products)
+
+
+def dual_from_rows(g: Float[Tensor, " n"], G: Float[Tensor, "tasks n"], margin: float) -> Tensor:
+    """The same v from g and G themselves, in double precision: slower, and exact where rows depend on one another."""
+    from scipy.optimize import nnls
+
+    rows, size = G.double(), G.double().norm(dim=1)
+    size[size == 0] = 1.0
+    Q, R = torch.linalg.qr((rows / size[:, None]).T)
+    target = Q.T @ (g.double() + margin * rows.sum(0))
+    return torch.from_numpy(nnls(R.cpu().numpy(), -target.cpu().numpy())[0]).to(size) / size + margin
 
 
 def project_on_cone(g: Float[Tensor, " n"], G: Float[Tensor, "tasks n"], margin: float = 0.0) -> Float[Tensor, " n"]:
@@ -41,11 +55,20 @@ def project_on_cone(g: Float[Tensor, " n"], G: Float[Tensor, "tasks n"], margin:
     A margin asks for v >= margin, which leans g~ towards the old tasks.
     """
     products = G @ g
-    return g if bool((products >= 0).all()) else g + dual(products, G @ G.T, margin) @ G
+    if bool((products >= 0).all()):
+        return g
+    v = dual(products, G @ G.T, margin)
+    return g + v @ G if v is not None else (g.double() + dual_from_rows(g, G, margin) @ G.double()).to(g)
 
 
 ROW_BY_ROW = (nn.Sequential, nn.Flatten, nn.Identity, nn.Linear, nn.Dropout, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU)
 """Modules that treat every sample by itself, and whose only weights are those of linear layers."""
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether all of a module's parameters learn, or none, and none is computed from others (as pruning does)."""
+    named = dict(module.named_parameters(recurse=False))
+    return named.keys() <= {"weight", "bias"} and len({p.requires_grad for p in named.values()}) < 2
 
 
 class GEM(GradientProjection):
@@ -82,15 +105,15 @@ class GEM(GradientProjection):
             g = flat((p.grad for p in parameters), parameters)
             projected = project_on_cone(g, self.constraints(parameters), self.margin)
             if projected is not g:
-                put(projected, parameters)
+                self.lend(projected, parameters)
 
     def constraints(self, parameters: list[nn.Parameter]) -> Tensor:
         """G: the gradient of the loss over each earlier task's samples, shape (tasks, numbers in the parameters)."""
-        x, y, task_ids = self.memory.draw_each(max(1, self._batch_size // 2))
+        x, y, task_ids = self.memory.draw_each(max(2, self._batch_size // 2))  # BatchNorm needs two
         shape = (len(task_ids), sum(p.numel() for p in parameters))
         if self._G.shape != shape:  # written anew in every step: fresh memory of this size would cost time
             self._G = parameters[0].new_empty(shape)
-        if all(type(module) in ROW_BY_ROW for module in self.backbone.modules()):
+        if all(type(module) in ROW_BY_ROW and is_plain(module) for module in self.backbone.modules()):
             self._together(x, y, task_ids, parameters)
         else:
             for row, x_k, y_k, t in zip(self._G, x, y, task_ids, strict=True):
@@ -103,13 +126,15 @@ class GEM(GradientProjection):
         layers = [m for m in self.backbone.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
         hooks = [m.register_forward_hook(lambda m, given, made: calls.append(([m], given[0], made))) for m in layers]
         n_tasks, m = y.shape
-        with torch.enable_grad():
-            features = self.features(x.flatten(0, 1), None)
-            outputs = F.linear(features, *self.all_heads())
-            own = self.own_outputs(outputs, task_ids.repeat_interleave(m)) if self.scenario == "task" else outputs
-            loss = n_tasks * self.cross_entropy(own, y.flatten())  # the sum of each task's mean
-        for hook in hooks:
-            hook.remove()
+        try:
+            with torch.enable_grad():
+                features = self.features(x.flatten(0, 1), None)
+                outputs = F.linear(features, *self.all_heads())
+                own = self.own_outputs(outputs, task_ids.repeat_interleave(m)) if self.scenario == "task" else outputs
+                loss = n_tasks * self.cross_entropy(own, y.flatten())  # the sum of each task's mean
+        finally:
+            for hook in hooks:
+                hook.remove()
         calls.append((list(self.heads.values()), features, outputs))
         rooms = dict(zip(parameters, self._G.split([p.numel() for p in parameters], 1), strict=True))
         written: set[nn.Parameter] = set()

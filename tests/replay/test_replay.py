@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize
+from scipy.optimize import minimize, nnls
 from torch import nn
+from torch.nn.utils import prune
 
 import minicl
 from minicl.replay.agem import project_on_average
@@ -306,3 +307,105 @@ def test_a_budget_smaller_than_what_it_must_hold():
     learner = minicl.ER(minicl.mlp(64, 8), budget=3, share="class")
     with pytest.raises(ValueError, match="budget of 3 samples is smaller than the 4 classes"):
         minicl.run(learner, minicl.split(n_tasks=5, scenario="class", n_train=20), epochs=1)
+
+
+# ---- what a solver and a loop of one's own can trip over -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", ["opposite", "nearly parallel", "long and short", "one is zero"])
+def test_gem_keeps_every_constraint_however_the_gradients_lie(case: str, dtype: torch.dtype):
+    """To what the type can hold, and nearest: what was added is a sum of rows, and only of those that bind (KKT)."""
+    torch.manual_seed(0)
+    for _ in range(20):
+        G = torch.randn(4, 30, dtype=torch.float64)
+        if case == "opposite":
+            G[1] = -G[0]
+        elif case == "nearly parallel":
+            G[1:] = G[0] + 10.0 ** -torch.arange(2, 9, 3)[:, None] * G[1:]
+        elif case == "long and short":
+            G *= 10.0 ** torch.tensor([-4.0, 2.0, -3.0, 0.0])[:, None]
+        else:
+            G[2] = 0
+        G, g = G.to(dtype), torch.randn(30, dtype=torch.float64).to(dtype)
+        found, rows = project_on_cone(g, G).double(), G.double()
+        rows = rows[rows.norm(dim=1) > 0]
+        rows = rows / rows.norm(dim=1, keepdim=True)
+        allowed = 1e-6 if dtype == torch.float32 else 1e-11
+        assert float((rows @ found).min()) >= -allowed * g.norm()
+        # Nearest: the rest g - found lies in the cone of -rows, and at a right angle to what was found.
+        rest = torch.from_numpy(nnls(rows.T.numpy(), (found - g).numpy())[0]) @ rows
+        torch.testing.assert_close(rest, found - g.double(), rtol=0, atol=10 * allowed * float(g.norm()))
+        assert abs(float((found - g) @ found)) <= 10 * allowed * float(g @ g)
+
+
+@pytest.mark.parametrize("length", [1.0, 1e-18, 1e-22, 1e-30])
+def test_agem_projects_on_a_reference_of_any_length(length: float):
+    """When all is remembered the reference is so short that its square is zero, and a step must not become infinite."""
+    torch.manual_seed(0)
+    g, g_ref = torch.randn(2, 40)
+    g_ref = -g_ref * torch.sign(g @ g_ref)
+    found = project_on_average(g, length * g_ref)
+    torch.testing.assert_close(found, project_on_average(g, g_ref), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [minicl.AGEM, minicl.GEM])
+def test_an_optimiser_without_the_old_heads_does_not_keep_their_gradients(method: type[minicl.Learner]):
+    """It does not clear them: what a projection left there must not count as the next batch's."""
+    torch.manual_seed(0)
+    learner = learned(method, budget=20)
+    task = minicl.split(n_tasks=5, n_train=40)[2]
+    old = [p for t in ("0", "1") for p in learner.heads[t].parameters()]
+    projected = []
+
+    def fit() -> None:
+        learner.train()
+        optimizer = torch.optim.SGD([*learner.backbone.parameters(), *learner.heads["2"].parameters()], lr=0.3)
+        learner.protect(optimizer)
+        for _ in range(3):
+            for x, y in zip(task.train.x.split(10), task.train.y.split(10), strict=True):
+                optimizer.zero_grad()
+                learner.loss(x, y, 2).backward()
+                assert all(p.grad is None for p in old)
+                optimizer.step()
+                projected.append(any(p.grad is not None for p in old))
+
+    learner.learn(task, fit)
+    assert any(projected)
+
+
+def odd_backbone(kind: str) -> nn.Sequential:
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 9))
+    if kind == "pruned":
+        prune.l1_unstructured(backbone[1], "weight", amount=0.3)
+    elif kind == "bias alone learns":
+        backbone[1].weight.requires_grad_(False)
+    else:
+        backbone[1].bias.requires_grad_(False)
+    return backbone
+
+
+@pytest.mark.parametrize("kind", ["pruned", "bias alone learns", "bias does not learn"])
+def test_gem_takes_linear_layers_that_are_not_plain(kind: str):
+    torch.manual_seed(0)
+    learner = minicl.GEM(odd_backbone(kind), budget=10)
+    tasks = minicl.split(n_tasks=5, n_train=40)
+    minicl.run(learner, tasks[:2], epochs=1)
+
+    def fit() -> None:
+        learner.train()
+        learner.loss(tasks[2].train.x[:20], tasks[2].train.y[:20], 2).backward()
+        found = learner.constraints(learner.trained())
+        held = [learner.memory.of_task(t) for t in (0, 1)]
+        trained = torch.cat([torch.full((p.numel(),), p.requires_grad) for p in learner.parameters()])
+        expected = torch.stack([by_hand(learner, part.x, part.y, t)[trained] for t, part in enumerate(held)])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+    learner.learn(tasks[2], fit)
+
+
+def test_gem_gives_batchnorm_two_samples_also_in_a_batch_of_two():
+    learner = minicl.GEM(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8)), budget=20)
+    tasks = minicl.split(n_tasks=5, n_train=40)
+    minicl.run(learner, tasks[:3], epochs=1, batch_size=2)
+    assert learner.learned == [0, 1, 2]
