@@ -107,6 +107,30 @@ def test_the_page_names_what_is_outside_the_yardstick() -> None:
     assert outside == {("LwF", "task"), ("LwF", "domain"), ("LwF", "class"), ("GEM", "class")}
 
 
+def test_what_the_page_says_of_the_variants() -> None:
+    mnist = scripts.load("benchmarks/split_mnist.py")
+    stored = files.read_json(mnist.RESULTS)["runs"]
+
+    def of(method: str, scenario: str) -> dict[int, float]:
+        return {r["seed"]: 100 * r["ACC"] for r in stored if (r["method"], r["scenario"]) == (method, scenario)}
+
+    def mean(method: str, scenario: str) -> float:
+        return sum(of(method, scenario).values()) / len(of(method, scenario))
+
+    four, growing = "LwF, old outputs x 4", "LwF, old outputs x 4 (t - 1)"
+    published = {scenario: value for scenario, (value, _) in mnist.PUBLISHED["LwF"].items()}
+    assert mean("LwF", "domain") < published["domain"] < mean(four, "domain")
+    assert abs(mean(growing, "domain") - mean(four, "domain")) < 1
+    assert mean(growing, "task") < published["task"] < mean("LwF", "task")
+    assert all(abs(mean(m, "class") - mean("fine-tuning", "class")) < 0.5 for m in ("LwF", four, growing))
+    assert mean(growing, "class") + 0.5 < mean(f"{growing}, beside the new", "class") < published["class"] - 2
+    base = of("GEM", "class")
+    for variant in (m for m in mnist.VARIANTS if m.startswith("GEM")):
+        for seed, value in of(variant, "class").items():
+            assert 0 < value - base[seed] < max(base.values()) - min(base.values())
+            assert value < mnist.PUBLISHED["GEM"]["class"][0] - 0.5
+
+
 def test_the_tables_of_split_mnist_are_those_of_its_runs() -> None:
     mnist = scripts.load("benchmarks/split_mnist.py")
     stored = files.read_json(mnist.RESULTS)
