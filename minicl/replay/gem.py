@@ -5,8 +5,6 @@ A step for the new task may not make the loss over any earlier task's memory wor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -27,6 +25,8 @@ def dual(products: Float[Tensor, " tasks"], gram: Float[Tensor, "tasks tasks"], 
     """
     from scipy.optimize import nnls
 
+    if bool((products + margin * gram.sum(1) >= 0).all()):  # the dual rises in every direction: all v are the least
+        return torch.full_like(products, margin)
     small = gram.double().cpu().numpy()
     size = np.sqrt(small.diagonal())
     size[size == 0] = 1.0  # all rows count alike, however long they are
@@ -113,7 +113,8 @@ class GEM(GradientProjection):
         shape = (len(task_ids), sum(p.numel() for p in parameters))
         if self._G.shape != shape:  # written anew in every step: fresh memory of this size would cost time
             self._G = parameters[0].new_empty(shape)
-        if all(type(module) in ROW_BY_ROW and is_plain(module) for module in self.backbone.modules()):
+        modules = [*self.backbone.modules(), *self.heads.values()]
+        if all(type(module) in ROW_BY_ROW and is_plain(module) for module in modules):
             self._together(x, y, task_ids, parameters)
         else:
             for row, x_k, y_k, t in zip(self._G, x, y, task_ids, strict=True):
@@ -122,7 +123,7 @@ class GEM(GradientProjection):
 
     def _together(self, x: Tensor, y: Tensor, task_ids: Tensor, parameters: list[nn.Parameter]) -> None:
         """The same from one pass: a linear layer's gradient for a task is the product of what went in and came back."""
-        calls: list[tuple[Sequence[nn.Module], Tensor, Tensor]] = []
+        calls: list[tuple[list[nn.Linear], Tensor, Tensor]] = []
         layers = [m for m in self.backbone.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
         hooks = [m.register_forward_hook(lambda m, given, made: calls.append(([m], given[0], made))) for m in layers]
         n_tasks, m = y.shape
@@ -135,15 +136,19 @@ class GEM(GradientProjection):
         finally:
             for hook in hooks:
                 hook.remove()
-        calls.append((list(self.heads.values()), features, outputs))
-        rooms = dict(zip(parameters, self._G.split([p.numel() for p in parameters], 1), strict=True))
-        written: set[nn.Parameter] = set()
+        calls.append(([head for head in self.heads.values() if isinstance(head, nn.Linear)], features, outputs))
+        pairs: dict[nn.Linear, list[tuple[Tensor, Tensor]]] = {}
         for (modules, given, _), back in zip(calls, torch.autograd.grad(loss, [c[2] for c in calls]), strict=True):
             given = given.detach().reshape(n_tasks, -1, given.shape[-1])
             back = back.reshape(n_tasks, -1, back.shape[-1])
             for module, of_module in zip(modules, back.split([m.out_features for m in modules], 2), strict=True):
-                for name, parameter in module.named_parameters():
-                    entered = given if name == "weight" else torch.ones_like(given[..., :1])
-                    room = rooms[parameter].unflatten(1, (module.out_features, -1))
-                    room.baddbmm_(of_module.mT, entered, beta=int(parameter in written))  # a layer may be called twice
-                    written.add(parameter)
+                pairs.setdefault(module, []).append((given, of_module))
+        rooms: dict[Tensor, Tensor] = dict(
+            zip(parameters, self._G.split([p.numel() for p in parameters], 1), strict=True)
+        )
+        for module, sides in pairs.items():  # several where a layer is called twice
+            given, back = (side[0] if len(side) == 1 else torch.cat(side, 1) for side in zip(*sides, strict=True))
+            if module.weight in rooms:
+                torch.bmm(back.mT, given, out=rooms[module.weight].unflatten(1, module.weight.shape))
+                if module.bias is not None:
+                    torch.sum(back, 1, out=rooms[module.bias])

@@ -339,6 +339,28 @@ def test_gem_keeps_every_constraint_however_the_gradients_lie(case: str, dtype: 
         assert abs(float((found - g) @ found)) <= 10 * allowed * float(g @ g)
 
 
+def test_gem_with_a_margin_is_what_a_general_solver_finds():
+    """At least the margin of every remembered gradient; where nothing hinders, exactly that much of each."""
+    torch.manual_seed(0)
+    as_little_as_allowed = set()
+    for margin in (0.01, 0.5, 3.0) * 15:
+        G, g = torch.randn(4, 12, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
+        if bool((G @ g >= 0).all()):
+            continue
+        gram, products = (G @ G.T).numpy(), (G @ g).numpy()
+        solved = minimize(
+            lambda v, gram=gram, products=products: v @ gram @ v / 2 + products @ v,
+            np.full(4, margin),
+            jac=lambda v, gram=gram, products=products: gram @ v + products,
+            bounds=[(margin, None)] * 4,
+            options={"ftol": 1e-15, "gtol": 1e-12},
+        )
+        found = project_on_cone(g, G, margin)
+        torch.testing.assert_close(found, g + torch.from_numpy(solved.x) @ G, rtol=1e-5, atol=1e-5)
+        as_little_as_allowed.add(bool((solved.x < margin + 1e-9).all()))
+    assert as_little_as_allowed == {True, False}
+
+
 @pytest.mark.parametrize("length", [1.0, 1e-18, 1e-22, 1e-30])
 def test_agem_projects_on_a_reference_of_any_length(length: float):
     """When all is remembered the reference is so short that its square is zero, and a step must not become infinite."""
@@ -380,17 +402,20 @@ def odd_backbone(kind: str) -> nn.Sequential:
         prune.l1_unstructured(backbone[1], "weight", amount=0.3)
     elif kind == "bias alone learns":
         backbone[1].weight.requires_grad_(False)
-    else:
+    elif kind == "bias does not learn":
         backbone[1].bias.requires_grad_(False)
     return backbone
 
 
-@pytest.mark.parametrize("kind", ["pruned", "bias alone learns", "bias does not learn"])
+@pytest.mark.parametrize("kind", ["pruned", "bias alone learns", "bias does not learn", "a head's bias does not learn"])
 def test_gem_takes_linear_layers_that_are_not_plain(kind: str):
     torch.manual_seed(0)
     learner = minicl.GEM(odd_backbone(kind), budget=10)
     tasks = minicl.split(n_tasks=5, n_train=40)
     minicl.run(learner, tasks[:2], epochs=1)
+
+    if kind.startswith("a head's"):
+        learner.heads["0"].bias.requires_grad_(False)
 
     def fit() -> None:
         learner.train()
