@@ -12,6 +12,7 @@ from jaxtyping import install_import_hook
 # Every public signature that states shapes, Float[Tensor, "batch features"], is checked in every call of every test.
 install_import_hook("minicl", "shape_checks.check")
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -20,3 +21,8 @@ torch.set_num_threads(1)
 settings.register_profile("laptop", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "laptop")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The same first weights whatever ran before: which tests share a process is a matter of chance."""
+    torch.manual_seed(0)
