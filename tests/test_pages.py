@@ -54,6 +54,7 @@ def test_markup_is_mended_once() -> None:
         '<dt class="sig py"><dl><dd>x,</dd></dl></dt><dd>kept</dd>'
         '<pre><span class="k">if</span><span class="w"> </span><span class="n">w</span></pre>'
         '<div role="doc-biblioentry"></div><th class="head"><p></p></th><th>name</th>'
+        '<p title="망각">PackNet: <em>마스크</em> (가지 치기), 망각 &amp; more.</p>'
         '<div class="bd-sidebar" id="pst-primary-sidebar"></div><div id="pst-primary-sidebar" class="bd-sidebar"></div>'
     )
     mended = pages.mended(page)
@@ -63,6 +64,8 @@ def test_markup_is_mended_once() -> None:
         '<dt class="sig py"><span class="sig-lines"><span class="sig-line">x,</span></span></dt><dd>kept</dd>'
         '<pre><span class="k">if</span> <span class="n">w</span></pre>'
         '<div role="listitem"></div><td class="head"></td><th>name</th>'
+        '<p title="망각">PackNet: <em><span lang="ko">마스크</span></em> (<span lang="ko">가지 치기</span>), '
+        '<span lang="ko">망각</span> &amp; more.</p>'
         '<div class="bd-sidebar" id="pst-primary-sidebar" role="region" aria-label="The book"></div>'
         '<div id="pst-primary-sidebar" class="bd-sidebar" role="region" aria-label="The book"></div>'
     )

@@ -29,6 +29,8 @@ STYLES = ("styles/pydata-sphinx-theme.css", "sphinx-design.min.css", "mystnb.*.c
 ICONS = "vendor/fontawesome/webfonts/fa-solid-900"
 LANDMARK = ' role="region" aria-label="The book"'
 WORD = re.compile(r"[\w-]+")
+# Korean words in a text, and those that are marked already. A screen reader and a font need to know the language.
+KOREAN = re.compile(r'<span lang="ko">.*?</span>|([가-힣]+(?: [가-힣]+)*)(?=[^<>]*<)')
 
 
 # The markup of a page
@@ -57,6 +59,7 @@ def mended(page: str) -> str:
     # The logo is in no landmark of its own.
     page = re.sub(rf'(<div [^>]*id="pst-primary-sidebar"[^>]*?)(?:{LANDMARK})?>', rf"\1{LANDMARK}>", page)
     page = re.sub(r'<span class="w">(\s*)</span>', r"\1", page)  # spaces of code need no colour
+    page = KOREAN.sub(lambda match: f'<span lang="ko">{match[1]}</span>' if match[1] else match[0], page)
     for style in STYLES:
         name = re.escape(style.removesuffix(".css")).replace(r"\*", r'[^"?]*')
         page = re.sub(rf'(_static/{name})(?<!\.used)\.css(\?[^"]*)?"', r'\1.used.css\2"', page)
