@@ -83,9 +83,9 @@ class LwFBeside(LwFGrowing):
 class GEMWhole(minicl.GEM):
     """Each constraint is measured over all images that are kept of its task, as in GEM's own code."""
 
-    def constraints(self) -> Sequence[Any]:
+    def constraints(self, parameters: list[nn.Parameter]) -> Tensor:
         self._batch_size = 2 * MEMORY
-        return super().constraints()
+        return super().constraints(parameters)
 
 
 METHODS: dict[str, Callable[[nn.Module, str], minicl.Learner]] = {

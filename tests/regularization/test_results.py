@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import scripts
+import torch
 
+import minicl
 from minicl import files
 
 search = scripts.load("benchmarks/regularization_search.py")
@@ -93,6 +95,17 @@ def test_runs_of_another_length_do_not_replace_what_is_kept(
     assert "holds runs of 4 epochs, and --epochs is 1; name another file with --results" in capsys.readouterr().err
     assert not made
     assert files.read_json(results)["epochs"] == 4
+
+
+def test_every_method_and_variant_of_split_mnist_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    mnist = scripts.load("benchmarks/split_mnist.py")
+    monkeypatch.setattr(mnist, "WIDTHS", (16, 20))
+    x, y = torch.rand(1500, 1, 4, 4), torch.arange(10).repeat(150)
+    data = minicl.Samples(x, y), minicl.Samples(x[:100], y[:100])
+    for method in {**mnist.METHODS, **mnist.VARIANTS}:
+        run = mnist.one_run(method, "class", 0, data, epochs=2)
+        assert [len(row) for row in run["accuracy"]] == [mnist.TASKS] * mnist.TASKS
+        assert run["ACC"] == sum(run["accuracy"][-1]) / mnist.TASKS > 0
 
 
 def test_the_page_names_what_is_outside_the_yardstick() -> None:
