@@ -83,6 +83,10 @@ def _raises(*_: Any) -> Any:
     raise KeyError("broken")
 
 
+def _exits(*_: Any) -> Any:
+    raise SystemExit(1)
+
+
 RUBBISH = {
     "nothing": None,
     "NaN": float("nan"),
@@ -99,6 +103,12 @@ RUBBISH = {
     "a function that returns text": lambda *_: "text",
     "a function that returns another shape": lambda *_: np.zeros((2, 7, 3)),
     "a function without arguments": lambda: 0.0,
+    "a function that ends the program": _exits,
+    "a number in quotes": "0.5",
+    "numbers in quotes": ["2", "-1", "0"],
+    "a number that no float holds": 10**400,
+    "half precision, the other one": torch.ones(2, dtype=torch.bfloat16),
+    "a complex number": 1j,
     "a class": int,
     "a module": torch.nn.Linear(2, 2),
 }
@@ -110,6 +120,7 @@ def test_rubbish_gets_a_hint_and_no_traceback(name: str) -> None:
         verdict = minicl.check(name, answer)
         assert not verdict, f"{what} passed as the answer to {name}"
         assert len(verdict.words) > 20, what
+        assert "object is not callable" not in verdict.words, what
 
 
 def test_unknown_exercises_are_refused_with_a_list() -> None:
@@ -170,6 +181,13 @@ def test_number_takes_whatever_is_one_number(value: Any) -> None:
     assert number(value) == 0.5
 
 
+def test_numbers_in_quotes_are_not_numbers() -> None:
+    for value in ("0.5", ["0.5"], np.array(["0.5"]), np.array(["0.5"], dtype=object), b"0.5"):
+        with pytest.raises(Hint, match="numbers are asked for"):
+            number(value)
+    assert number(torch.tensor(0.5, dtype=torch.bfloat16)) == 0.5
+
+
 def test_is_number_says_too_large_or_too_small_and_knows_the_usual_mistakes() -> None:
     is_number(0.25, 0.25, {})
     for value, words, mistake in [
@@ -208,3 +226,11 @@ def test_compare_names_the_mistake_only_where_it_explains_every_case() -> None:
     assert caught.value.mistake == "the largest"
     with pytest.raises(Hint, match=r"For \[1.0, 2.0\] your function returns 1.0"):
         compare(np.min, np.mean, cases, mistakes)
+
+
+def test_compare_shows_the_smallest_case_and_points_at_the_entry() -> None:
+    cases = [(np.arange(40.0),), (np.array([[1.0, 2.0], [3.0, 4.0]]),), (np.arange(30.0),)]
+    with pytest.raises(Hint, match=r"For \[\[1.0, 2.0\], \[3.0, 4.0\]\] .*entry \[0, 1\], which is 5"):
+        compare(lambda x: x + 3 * (np.arange(x.size).reshape(x.shape) == 1), lambda x: x, cases, {})
+    with pytest.raises(Hint, match=r"For 3, \[0.5, 0.25\] your"):
+        compare(lambda n, shares: 0.0, lambda n, shares: n, [(3, [0.5, 0.25])], {})

@@ -93,7 +93,7 @@ def check(name: str, answer: Any) -> Verdict:
             words = checker(answer)
         except Hint as hint:
             return Verdict(False, hint.words, hint.mistake)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return Verdict(
                 False,
                 f"Trying your answer raised {_error(error)}. Does it have the type that is asked for: {asked(name)}",
@@ -159,12 +159,15 @@ def array(answer: Any, shape: Sequence[int] | None = None, what: str = "The answ
         raise Hint(f"{what} is None. Does your function return what it computed?")
     if callable(answer):
         raise Hint(f"{what} is a function; numbers are asked for. Did you forget to call it?")
-    if isinstance(answer, torch.Tensor):
-        answer = answer.detach().cpu().numpy()
     try:
-        value = np.asarray(answer, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise Hint(f"{what} is a {type(answer).__name__}; numbers are asked for.") from None
+        if isinstance(answer, torch.Tensor) and not answer.is_complex():
+            answer = answer.detach().cpu().to_dense().double().numpy()  # bfloat16 too, which NumPy does not know
+        value = np.asarray(answer)
+        if value.dtype.kind in "SUc" or (value.dtype.kind == "O" and any(isinstance(v, str) for v in value.flat)):
+            raise TypeError("a number in quotes is a text, and NumPy would read it")
+        value = value.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise Hint(f"{what} is {_kind(answer)}; numbers are asked for.") from None
     if shape is not None and value.shape != tuple(shape):
         raise Hint(f"{what} should have the shape {tuple(shape)}; yours has {value.shape}.")
     if not np.isfinite(value).all():
@@ -193,7 +196,7 @@ def call(function: Any, *arguments: Any, what: str = "Your function") -> Any:
         value = function(*given)
     except Hint:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # an answer that calls exit() must not end the reader's kernel
         raise Hint(f"{what} raised {_error(error)}, called with {_show(arguments)}.") from error
     if not _same(before, given):
         raise Hint(
@@ -266,8 +269,13 @@ def compare(
     for name, (factor, words) in USUAL.items():
         if all(close(value, factor * expected, tolerance) for value, expected in values):
             raise Hint(words, mistake=name)
-    case, value = next((c, v) for c, (v, e) in zip(cases, values, strict=True) if not close(v, e, tolerance))
-    raise Hint(f"For {_show(case)} your function returns {_show((value,))}. Work this case out by hand and compare.")
+    failed = [(c, v, e) for c, (v, e) in zip(cases, values, strict=True) if not close(v, e, tolerance)]
+    case, value, expected = min(failed, key=lambda one: one[1].size)  # the one that is the least work by hand
+    where = np.argwhere(~np.isclose(value, expected, rtol=tolerance, atol=tolerance))[0].tolist()
+    entry = f" Look at its entry {where}, which is {value[tuple(where)]:.4g}." if value.size > 1 else ""
+    raise Hint(
+        f"For {_show(case)} your function returns {_show((value,))}.{entry} Work this case out by hand and compare."
+    )
 
 
 def close(a: Any, b: Any, tolerance: float = 1e-6) -> bool:
@@ -276,6 +284,14 @@ def close(a: Any, b: Any, tolerance: float = 1e-6) -> bool:
 
 
 # ---- words ---------------------------------------------------------------------------------------------------------
+
+
+def _kind(answer: Any) -> str:
+    """What an answer is, without its contents: "a str", "a list of int and str"."""
+    name = type(answer).__name__
+    if isinstance(answer, (list, tuple)) and answer:
+        name += f" of {' and '.join(sorted({type(entry).__name__ for entry in answer}))}"
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def _error(error: BaseException) -> str:
@@ -291,9 +307,11 @@ def _show_one(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray):
-        if value.size > 16:
+        if value.size > 24:
             return f"an array of shape {value.shape}"
         return str(np.round(value.astype(np.float64), 3).tolist())
+    if isinstance(value, (list, tuple)) and len(value) <= 8:
+        return f"[{', '.join(map(_show_one, value))}]"
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else str(value)
     return repr(value) if isinstance(value, (str, int, bool, type(None))) else f"a {type(value).__name__}"

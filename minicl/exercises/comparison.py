@@ -92,6 +92,11 @@ def columns(answer: Any) -> str:
                 lambda T, c, u: T * c + (T - 1) * u,
                 "Column k listens to all columns before it, not only to the last.",
             ),
+            "half of the square": (
+                lambda T, c, u: T * c + T**2 / 2 * u,
+                "There are T^2 pairs if a column listens to itself and in both directions. Leave out the T of the "
+                "diagonal before you halve.",
+            ),
             "itself too": (
                 lambda T, c, u: T * c + T * (T + 1) / 2 * u,
                 "A column has no lateral connection to itself: the first has none at all.",
@@ -130,13 +135,29 @@ def unchanged(answer: Any) -> str:
     nudged = then.copy()
     nudged[4, 1] = np.nextafter(nudged[4, 1], np.float32(9))
     doubled = then * 2  # other logits, the same winners
-    for now, same, hint, mistake in (
-        (then.copy(), True, "Nothing has changed there, and your function says otherwise.", "never true"),
-        (doubled, False, "The same classes win, but the logits are others.", "same winners"),
-        (nudged, False, "One number has moved by its last bit. Rounding counts.", "close enough"),
-        (then[:5], False, "A row is missing there.", "shorter"),
+    zeros, lost = then.copy(), then.copy()
+    zeros[2, 0], lost[5, 2] = 0.0, np.nan
+    minus = zeros.copy()
+    minus[2, 0] = -0.0
+    for was, now, same, hint, mistake in (
+        (then, then.copy(), True, "Nothing has changed there, and your function says otherwise.", "never true"),
+        (then, doubled, False, "The same classes win, but the logits are others.", "same winners"),
+        (then, nudged, False, "One number has moved by its last bit. Rounding counts.", "close enough"),
+        (then, then[:5], False, "A row is missing there.", "shorter"),
+        (zeros, minus, False, "A zero has become minus zero. They are equal, but not bit for bit.", "equal numbers"),
+        (lost, lost.copy(), True, "No bit has changed, but NaN is not equal to itself.", "NaN"),
     ):
-        if bool(call(answer, then, now)) is not same:
+        said = call(answer, was, now)
+        if isinstance(said, torch.Tensor) and said.ndim == 0:
+            said = said.item()
+        if not isinstance(said, (bool, np.bool_)):
+            shape = getattr(said, "shape", ())
+            raise Hint(
+                "Your function should return True or False; it returns "
+                + (f"an array of shape {tuple(shape)}. When is the whole of it the same?" if shape else f"{said!r}."),
+                mistake="no single answer",
+            )
+        if bool(said) is not same:
             raise Hint(hint, mistake=mistake)
     return "minicl keeps a digest of those bytes: twenty of them, however many logits there are."
 
@@ -181,8 +202,11 @@ def undominated(answer: Any) -> str:
         no_worse = [[(i != j and stored[j] <= stored[i] and acc[j] >= acc[i]) for j in n] for i in n]
         return np.array([float(not any(row)) for row in (better if strict else no_worse)])
 
+    def marked(stored: np.ndarray, acc: np.ndarray) -> np.ndarray:
+        return _marked(call(answer, stored, acc), len(acc))
+
     compare(
-        lambda stored, acc: _marked(answer(stored, acc), len(acc)),
+        marked if callable(answer) else answer,
         lambda stored, acc: _marked(_undominated(stored, acc), len(acc)),
         cases=cases,
         mistakes={
@@ -193,6 +217,10 @@ def undominated(answer: Any) -> str:
             "twins beat each other": (
                 partial(beaten, strict=False),
                 "Two methods that are equal in both: neither is better in anything, so both stay.",
+            ),
+            "the dominated ones": (
+                lambda stored, acc: 1 - _marked(_undominated(stored, acc), len(acc)),
+                "These are the ones that are dominated. Who is left?",
             ),
             "the best alone": (
                 lambda stored, acc: _marked([int(np.lexsort((stored, -acc))[0])], len(acc)),

@@ -70,6 +70,14 @@ def left_behind(answer: Any) -> str:
                 lambda theta, x1, y1, x2, y2: 0.5 * ((theta - (theta @ x2 - y2) * x2) @ x1 - y1) ** 2,
                 "That is one step of size one. How far along x2 must you go until task 2's error is exactly zero?",
             ),
+            "tasks swapped": (
+                lambda theta, x1, y1, x2, y2: _left_behind(theta, x2, y2, x1, y1),
+                "You solve task 1 and look at the loss of task 2. It is the other way round.",
+            ),
+            "uphill": (
+                lambda theta, x1, y1, x2, y2: 0.5 * ((theta + (theta @ x2 - y2) * x2 / (x2 @ x2)) @ x1 - y1) ** 2,
+                "You went as far as you should, but away from task 2's solution: put your theta into its error.",
+            ),
             "length, not its square": (
                 lambda theta, x1, y1, x2, y2: (
                     0.5 * ((theta - (theta @ x2 - y2) * x2 / np.linalg.norm(x2)) @ x1 - y1) ** 2

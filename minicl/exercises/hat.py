@@ -79,6 +79,10 @@ def bracket(answer: Any) -> str:
                 lambda out, into: 1 - outer(out, into)[0] * outer(out, into)[1],
                 "For masks of 0 and 1 a product is right. For soft ones the paper takes the minimum, which is larger.",
             ),
+            "the input mask alone": (
+                lambda out, into: (1 - into[None, :]).expand(len(out), len(into)),
+                "You look at the unit below alone. The unit above decides as well.",
+            ),
             "the output mask alone": (
                 lambda out, into: (1 - out[:, None]).expand(len(out), len(into)),
                 "That is the rule for the first layer and for biases. Here the unit below counts too.",
@@ -161,6 +165,10 @@ def count(answer: Any) -> str:
                 lambda masks: of(masks, masks[-1]),
                 "Your first number counts every unit that the last task uses. Some were claimed before it.",
             ),
+            "the wrong order": (
+                lambda masks: [of(masks, masks[-1] & ~masks[:-1].any(0))[i] for i in (0, 2, 1)],
+                "The right numbers, the last two of them the wrong way round: first shared, then free.",
+            ),
             "exactly two": (
                 lambda masks: [
                     int((masks[-1] & ~masks[:-1].any(0)).sum()),
@@ -202,6 +210,15 @@ def gate(answer: Any) -> str:
                 ) from hint
             if not torch.allclose(torch.as_tensor(result).float(), clean):
                 raise Hint("With NaN or infinity in a closed unit the result changes.", mistake="it leaks")
+        h = clean.clone()
+        h[0, 0] = math.nan
+        result = call(answer, h, mask.clone())
+        if not bool(torch.isnan(torch.as_tensor(result)[0, 0])):
+            raise Hint(
+                "The closed units are safe. But a NaN in an open unit is this task's own trouble, and your gate hides "
+                "it: what is open should pass as it is.",
+                mistake="it hides NaN",
+            )
     return "It chooses instead of multiplying."
 
 

@@ -198,6 +198,14 @@ def half_width(answer: Any) -> str:
                 spread,
                 "That is the spread of single runs. The interval is about their mean, and holds 95 times in 100.",
             ),
+            "no root": (
+                lambda v: of(v) / math.sqrt(len(v)),
+                "The spread of a mean falls with the root of n, not with n: four times the runs, half the width.",
+            ),
+            "whole width": (
+                lambda v: 2 * of(v),
+                "That is the whole interval. Half of it stands behind the ±.",
+            ),
             "one tail": (
                 lambda v: float(t.ppf(0.95, len(v) - 1)) * spread(v) / math.sqrt(len(v)),
                 "Your quantile leaves 5 % above it. The interval is to leave 5 % outside on both sides together.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,10 +14,15 @@ from . import Hint, compare, exercise, number
 
 def _most(weight: Tensor, keep_ratio: float, among: Tensor) -> Tensor:
     """A wrong mask: the share is taken of the whole layer."""
+    return _largest(weight, round(keep_ratio * weight.numel()), among) & among
+
+
+def _largest(weight: Tensor, n: int, among: Tensor) -> Tensor:
+    """A mask of the n largest weights in `among`."""
     size = torch.where(among, weight.abs(), -1.0).flatten()
     kept = torch.zeros_like(size, dtype=torch.bool)
-    kept[size.argsort(descending=True)[: round(keep_ratio * size.numel())]] = True
-    return kept.view_as(among) & among
+    kept[size.argsort(descending=True)[:n]] = True
+    return kept.view_as(among)
 
 
 @exercise("packnet-1")
@@ -25,6 +31,7 @@ def mask(answer: Any) -> str:
     cases = []
     for rows, columns, share in ((4, 5, 0.5), (3, 6, 0.25), (8, 8, 0.1), (5, 4, 1.0), (6, 7, 0.7)):
         cases.append((torch.randn(rows, columns), share, torch.rand(rows, columns) < 0.7))
+    cases.append((torch.randn(2, 3), 0.5, torch.tensor([[True, True, True], [True, True, False]])))  # two and a half
     compare(
         answer,
         keep_mask,
@@ -51,6 +58,16 @@ def mask(answer: Any) -> str:
             "share of the layer": (
                 _most,
                 "You keep a share of the whole layer. The share is of the weights in `among`.",
+            ),
+            "what is kept is rounded": (
+                lambda weight, keep_ratio, among: _largest(weight, round(keep_ratio * int(among.sum())), among),
+                "Nearly. Round the number that is released, not the number that is kept: a half goes to the even side.",
+            ),
+            "rounded down": (
+                lambda weight, keep_ratio, among: _largest(
+                    weight, int(among.sum()) - int((1 - keep_ratio) * int(among.sum())), among
+                ),
+                "Nearly. The number that is released is rounded to the nearest one; yours is cut off.",
             ),
             "the other share": (
                 lambda weight, keep_ratio, among: (
@@ -97,6 +114,10 @@ def network_of(answer: Any) -> str:
                 lambda theta, owner, k: theta * ((owner > 0) & (owner < k)),
                 "The task's own weights are missing.",
             ),
+            "one task too many": (
+                lambda theta, owner, k: theta * ((owner > 0) & (owner <= k + 1)),
+                "Owners are counted from 1, and so is k: yours lets the task after it compute as well.",
+            ),
             "later ones": (
                 lambda theta, owner, k: theta * (owner > k),
                 "These are the weights of the tasks after it: exactly those that must be off.",
@@ -112,14 +133,18 @@ def network_of(answer: Any) -> str:
     )
 
 
+def _left(n: int, shares: list[float], released: Callable[[float, int], int]) -> int:
+    for share in shares:
+        n = released(share, n)
+    return n
+
+
 @exercise("packnet-3")
 def free_after(answer: Any) -> str:
     """How many of n weights are free after some tasks: a function of n and of the list of their shares to keep."""
 
     def right(n: int, shares: list[float]) -> int:
-        for share in shares:
-            n = round((1 - share) * n)
-        return n
+        return _left(n, shares, lambda share, n: round((1 - share) * n))
 
     def of_all(n: int, shares: list[float]) -> float:
         return n - sum(share * n for share in shares)
@@ -127,7 +152,15 @@ def free_after(answer: Any) -> str:
     compare(
         answer,
         lambda n, shares: float(right(n, shares)),
-        cases=[(1000, [0.5, 0.25]), (999, [0.5, 0.5, 0.5]), (64, []), (200, [0.1] * 5), (10, [1.0]), (77, [0.3, 0.7])],
+        cases=[
+            (1000, [0.5, 0.25]),
+            (999, [0.5, 0.5, 0.5]),
+            (64, []),
+            (200, [0.1] * 5),
+            (10, [1.0]),
+            (7, [0.5]),
+            (77, [0.3, 0.7]),
+        ],
         mistakes={
             "what is kept": (
                 lambda n, shares: float(n - right(n, shares)),
@@ -140,6 +173,14 @@ def free_after(answer: Any) -> str:
             "fractions of weights": (
                 lambda n, shares: n * float(torch.tensor([1.0, *(1 - s for s in shares)], dtype=torch.float64).prod()),
                 "Close. There are no fractions of weights: each task rounds the number that it releases.",
+            ),
+            "what is kept is rounded": (
+                lambda n, shares: float(_left(n, shares, lambda share, n: n - round(share * n))),
+                "Nearly. Round the number that is released, not the number that is kept.",
+            ),
+            "rounded down": (
+                lambda n, shares: float(_left(n, shares, lambda share, n: int((1 - share) * n))),
+                "Nearly. The number that is released is rounded to the nearest one; yours is cut off.",
             ),
             "the shares are released": (
                 lambda n, shares: float(right(n, [1 - s for s in shares])),
@@ -187,7 +228,7 @@ def bytes_for_owners(answer: Any) -> str:
     compare(
         answer,
         lambda weights, tasks: float(right(weights, tasks)),
-        cases=[(8000, 1), (8000, 3), (8000, 4), (4096, 10), (1000, 15), (1000, 16), (800, 255)],
+        cases=[(8000, 1), (8000, 3), (8000, 4), (4096, 10), (1000, 15), (1000, 16), (800, 255), (11, 2)],
         mistakes={
             "a bit for each task": (
                 lambda weights, tasks: float(ceil(weights * tasks / 8)),
@@ -196,6 +237,10 @@ def bytes_for_owners(answer: Any) -> str:
             "bits": (
                 lambda weights, tasks: float(weights * ceil(log2(tasks + 1))),
                 "That is the number of bits.",
+            ),
+            "rounded down": (
+                lambda weights, tasks: float(weights * ceil(log2(tasks + 1)) // 8),
+                "The bits that are left over take a byte as well: round up.",
             ),
             "nobody": (
                 lambda weights, tasks: float(ceil(weights * ceil(log2(tasks)) / 8)) if tasks > 1 else 0.0,
@@ -241,6 +286,13 @@ def drift(answer: Any) -> str:
     w, v = theta, momentum * velocity + decay * theta
     if abs(value - (w - lr * v)) < 1e-6:
         raise Hint("That is after one step. Two are taken.", mistake="one step")
+    pulled = theta - lr * (v + momentum * v + decay * theta)
+    if abs(value - pulled) < 1e-6:
+        raise Hint(
+            "Near, but not there. Weight decay pulls at the weight as it is now, not as it was at the start. (If you "
+            "have only rounded: give six digits.)",
+            mistake="decay of the old weight",
+        )
     up = theta + (theta - moved["both"])
     if abs(value - up) < 1e-6:
         raise Hint("The way is as long as it should be, but a step goes against the velocity.", mistake="uphill")

@@ -101,6 +101,10 @@ def project(answer: Any) -> str:
                 lambda g, r: g - min(0.0, float(g @ r)) * r,
                 "Is your result at a right angle to g_ref? Only where g_ref has length one.",
             ),
+            "added": (
+                lambda g, r: g + min(0.0, float(g @ r)) / float(r @ r) * r,
+                "Your result is further from g_ref than before. Is the harmful part added or taken off?",
+            ),
             "reflected": (
                 lambda g, r: g - 2 * min(0.0, float(g @ r)) / float(r @ r) * r,
                 "You go past the border, to its mirror image. A-GEM stops at the border.",
@@ -142,6 +146,10 @@ def dark(answer: Any) -> str:
             "mean over outputs": (
                 lambda z, h: F.mse_loss(h, z),
                 "mse_loss averages over the outputs too. The squared length of a vector is a sum.",
+            ),
+            "half": (
+                lambda z, h: _logits(z, h) / 2,
+                "Half of it. The equation has no factor of one half; alpha stands in its place.",
             ),
             "sum over samples": (
                 lambda z, h: (z - h).square().sum(),

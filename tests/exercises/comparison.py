@@ -39,7 +39,7 @@ RIGHT = {
     "comparison-4": [lambda p, T: (1 - p) ** T, lambda p, T: np.prod([1 - p] * T)],
     "comparison-5": [
         lambda then, now: then.shape == now.shape and then.tobytes() == now.tobytes(),
-        lambda then, now: np.array_equal(then, now),
+        lambda then, now: then.shape == now.shape and np.array_equal(then.view(np.int32), now.view(np.int32)),
     ],
     "comparison-6": [front],
 }
@@ -60,6 +60,7 @@ WRONG = {
     "comparison-3": {
         "every pair twice": lambda T, c, u: T * (c + (T - 1) * u),
         "one connection a column": lambda T, c, u: c + (T - 1) * (c + u),
+        "half of the square": lambda T, c, u: T * (c + T * u / 2),
         "itself too": lambda T, c, u: sum(c + k * u for k in range(1, T + 1)),
         "columns alone": lambda T, c, u: c * T,
     },
@@ -73,11 +74,15 @@ WRONG = {
         "never true": lambda then, now: then is now,
         "same winners": lambda then, now: len(then) == len(now) and (then.argmax(1) == now.argmax(1)).all(),
         "close enough": lambda then, now: then.shape == now.shape and np.allclose(then, now),
+        "equal numbers": np.array_equal,
+        "NaN": lambda then, now: np.array_equal(then, now) and np.array_equal(np.signbit(then), np.signbit(now)),
+        "no single answer": lambda then, now: then == now,
         "shorter": lambda then, now: all((a == b).all() for a, b in zip(then, now, strict=False)),
     },
     "comparison-6": {
         "better in both": beaten_in_both,
         "twins beat each other": beaten_by_twins,
+        "the dominated ones": lambda stored, acc: [i for i in range(len(acc)) if i not in front(stored, acc)],
         "the best alone": lambda stored, acc: [int(np.lexsort((stored, -acc))[0])],
         "not rising": lambda stored, acc: front(stored, acc)[::-1],
     },

@@ -78,6 +78,8 @@ WRONG = {
     "forgetting-2": {
         "loss before": lambda theta, x1, y1, x2, y2: (theta @ x1 - y1) ** 2 / 2,
         "loss of task 2": lambda theta, x1, y1, x2, y2: (theta @ x2 - y2) ** 2 / 2,
+        "tasks swapped": lambda theta, x1, y1, x2, y2: left_behind(theta, x2, y2, x1, y1),
+        "uphill": lambda theta, x1, y1, x2, y2: ((theta + (theta @ x2 - y2) * x2 / (x2 @ x2)) @ x1 - y1) ** 2 / 2,
         "one step": lambda theta, x1, y1, x2, y2: ((theta - (theta @ x2 - y2) * x2) @ x1 - y1) ** 2 / 2,
         "length, not its square": lambda theta, x1, y1, x2, y2: (
             ((theta - (theta @ x2 - y2) * x2 / (x2 @ x2) ** 0.5) @ x1 - y1) ** 2 / 2

@@ -71,6 +71,7 @@ WRONG = {
         "maximum": lambda out, into: 1 - torch.maximum(out[:, None], into[None]),
         "not subtracted from 1": lambda out, into: torch.minimum(out[:, None], into[None]),
         "product": lambda out, into: 1 - torch.outer(out, into),
+        "the input mask alone": lambda out, into: torch.ones(len(out), 1) * (1 - into),
         "the output mask alone": lambda out, into: (1 - out)[:, None] * torch.ones(len(into)),
     },
     "hat-3": {
@@ -84,12 +85,14 @@ WRONG = {
     },
     "hat-5": {
         "all that the last task uses": lambda masks: (int(masks[-1].sum()), *count(masks)[1:]),
+        "the wrong order": lambda masks: (count(masks)[0], count(masks)[2], count(masks)[1]),
         "exactly two": lambda masks: (count(masks)[0], int((masks.sum(0) == 2).sum()), count(masks)[2]),
         "free for the last task": lambda masks: (*count(masks)[:2], int((~masks[-1]).sum())),
     },
     "hat-6": {
         "it multiplies": lambda h, mask: h * mask,
         "turned round": lambda h, mask: torch.where(mask, 0.0, h),
+        "it hides NaN": lambda h, mask: torch.nan_to_num(h, 0.0, 0.0, 0.0) * mask,
         "it leaks": lambda h, mask: torch.nan_to_num(h * mask, nan=1.0),
     },
     "hat-7": {

@@ -85,6 +85,8 @@ WRONG = {
     },
     "measuring-5": {
         "divided by n": lambda v: quantile(0.975, len(v) - 1) * np.std(v) / np.sqrt(len(v)),
+        "no root": lambda v: quantile(0.975, len(v) - 1) * np.std(v, ddof=1) / len(v),
+        "whole width": lambda v: 2 * interval(v),
         "root of n left out": lambda v: quantile(0.975, len(v) - 1) * np.std(v, ddof=1),
         "normal instead of t": lambda v: 1.96 * np.std(v, ddof=1) / np.sqrt(len(v)),
         "standard error": lambda v: np.std(v, ddof=1) / np.sqrt(len(v)),

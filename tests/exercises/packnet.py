@@ -12,9 +12,12 @@ from torch import Tensor
 
 def mask(weight: Tensor, keep_ratio: float, among: Tensor) -> Any:
     """By sorting, in NumPy."""
+    n = int(among.sum())
+    return largest(weight, n - round((1 - keep_ratio) * n), among)
+
+
+def largest(weight: Tensor, kept: int, among: Tensor) -> Any:
     size = np.where(among.numpy(), np.abs(weight.numpy()), -1.0)
-    released = round((1 - keep_ratio) * int(among.sum()))
-    kept = int(among.sum()) - released
     order = np.argsort(-size, axis=None, kind="stable")[:kept]
     result = np.zeros(size.size, dtype=bool)
     result[order] = True
@@ -69,6 +72,8 @@ WRONG = {
         "everything is in question": lambda w, r, among: mask(w, r, torch.ones_like(among)),
         "masked too late": lambda w, r, among: mask(w, r, torch.ones_like(among)) & among.numpy(),
         "share of the layer": of_layer,
+        "what is kept is rounded": lambda w, r, among: largest(w, round(r * int(among.sum())), among),
+        "rounded down": lambda w, r, among: largest(w, int(among.sum()) - int((1 - r) * int(among.sum())), among),
         "the other share": lambda w, r, among: mask(w, 1 - r, among),
     },
     "packnet-2": {
@@ -77,6 +82,7 @@ WRONG = {
         "no mask": lambda theta, owner, k: theta.clone(),
         "all owned": lambda theta, owner, k: theta * (owner > 0),
         "only earlier ones": lambda theta, owner, k: theta * ((owner > 0) & (owner < k)),
+        "one task too many": lambda theta, owner, k: theta * ((owner > 0) & (owner < k + 2)),
         "later ones": lambda theta, owner, k: theta * (owner > k),
         "the source's formula": lambda theta, owner, k: theta * (owner == 0),
     },
@@ -84,6 +90,10 @@ WRONG = {
         "what is kept": lambda n, shares: n - free_after(n, shares),
         "share of all weights": lambda n, shares: n * (1 - sum(shares)),
         "fractions of weights": lambda n, shares: n * np.prod([1 - s for s in shares]),
+        "what is kept is rounded": lambda n, shares: (
+            [n := n - round(share * n) for share in shares][-1] if shares else n
+        ),
+        "rounded down": lambda n, shares: [n := int((1 - share) * n) for share in shares][-1] if shares else n,
         "the shares are released": lambda n, shares: free_after(n, [1 - s for s in shares]),
     },
     "packnet-4": {
@@ -95,6 +105,7 @@ WRONG = {
         "a bit for each task": lambda weights, tasks: ceil(weights * tasks / 8),
         "bits": lambda weights, tasks: weights * ceil(log2(tasks + 1)),
         "nobody": lambda weights, tasks: ceil(weights * ceil(log2(tasks)) / 8),
+        "rounded down": lambda weights, tasks: weights * ceil(log2(tasks + 1)) // 8,
         "a byte for each weight": lambda weights, tasks: weights,
         "not rounded": lambda weights, tasks: weights * log2(tasks + 1) / 8,
     },
@@ -104,5 +115,6 @@ WRONG = {
         "no decay": after(2, 0.5, 0.0),
         "one step": after(1, 0.5, 0.01),
         "uphill": after(2, 0.5, 0.01, sign=1.0),
+        "decay of the old weight": 1.9087,  # 2 - 0.1 (0.9 * 0.5 + 0.02) - 0.1 (0.9 * 0.47 + 0.02)
     },
 }

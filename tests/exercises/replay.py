@@ -51,6 +51,7 @@ WRONG = {
     "replay-3": {
         "always projects": lambda g, r: g - torch.dot(g, r) / torch.dot(r, r) * r,
         "length of g_ref left in": lambda g, r: g - torch.dot(g, r) * r if g @ r < 0 else g,
+        "added": lambda g, r: g if g @ r >= 0 else g + (g @ r) / (r @ r) * r,
         "reflected": lambda g, r: g - 2 * (g @ r) / (r @ r) * r if g @ r < 0 else g,
         "the wrong part": lambda g, r: (g @ r) / (r @ r) * r if g @ r < 0 else g,
         "condition turned round": lambda g, r: g - (g @ r) / (r @ r) * r if g @ r > 0 else g,
@@ -59,6 +60,7 @@ WRONG = {
     },
     "replay-4": {
         "mean over outputs": lambda z, h: ((z - h) ** 2).mean(),
+        "half": lambda z, h: ((z - h) ** 2).sum(1).mean() / 2,
         "sum over samples": lambda z, h: ((z - h) ** 2).sum(),
         "absolute values": lambda z, h: h.sub(z).abs().mean(0).sum(),
         "not squared": lambda z, h: ((z - h) ** 2).sum(1).sqrt().mean(),
