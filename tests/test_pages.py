@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scripts
 import tinycss2
+import yaml
 from PIL import Image
 
 pages = scripts.load("tools/pages.py")
@@ -91,3 +93,13 @@ def test_pictures_lose_bytes_and_no_pixel(tmp_path: Path) -> None:
         assert file.stat().st_size < len(png.getvalue())
         assert np.array_equal(np.asarray(Image.open(file).convert("RGBA")), pixels)
     assert pages.with_light_pictures(light, tmp_path / "book" / "x.html", tmp_path) == light
+
+
+def test_the_book_for_offline_reading_has_a_name() -> None:
+    """Sphinx would call it "Project name not set", and a reader's shelf shows nothing else."""
+    config = yaml.safe_load((scripts.ROOT / "_config.yml").read_text(encoding="utf-8"))
+    epub = config["sphinx"]["config"]
+    assert epub["epub_title"] == config["title"]
+    assert epub["epub_identifier"] not in ("", "unknown")
+    assert re.fullmatch(r"[A-Za-z_][\w.-]*", epub["epub_uid"]), "an XML name"
+    assert epub["epub_description"] != "unknown"

@@ -114,14 +114,25 @@ def test_nothing_is_wider_than_the_screen(opened: Visit) -> None:
                             .slice(0, 5).map(c => c.outerHTML.slice(0, 120)).join(" | "))"""
     )
     assert wide == []
-    if not opened.phone:
-        assert (
-            opened.page.evaluate(
+
+
+def test_code_never_scrolls_sideways_on_a_desktop(opened: Visit) -> None:
+    if opened.phone:
+        return
+    page, found = opened.page, {}
+    unfold(opened)
+    usual = page.viewport_size
+    assert usual
+    try:
+        for width in (1024, 1200, 1280, usual["width"], 1440, 1920):  # at 1200 the side bars come, and leave least room
+            page.set_viewport_size({"width": width, "height": usual["height"]})
+            found[width] = page.evaluate(
                 """() => [...document.querySelectorAll("article pre")].filter(e => e.scrollWidth > e.clientWidth + 1)
                             .map(e => e.textContent.slice(0, 200))"""
             )
-            == []
-        )
+    finally:
+        page.set_viewport_size(usual)
+    assert not any(found.values()), found
 
 
 def test_language_and_headings(opened: Visit) -> None:
