@@ -134,14 +134,16 @@ def test_what_the_page_says_of_the_variants() -> None:
     published = {scenario: value for scenario, (value, _) in mnist.PUBLISHED["LwF"].items()}
     assert mean("LwF", "domain") < published["domain"] < mean(four, "domain")
     assert abs(mean(growing, "domain") - mean(four, "domain")) < 1
-    assert mean(growing, "task") < published["task"] < mean("LwF", "task")
+    assert published["task"] + 0.06 < mean("LwF", "task") < published["task"] + 0.1
+    assert abs(mean(growing, "task") - published["task"]) < 0.06  # two of the published deviations
+    assert max(of(growing, "task").values()) - min(of(growing, "task").values()) > 0.06
     assert all(abs(mean(m, "class") - mean("fine-tuning", "class")) < 0.5 for m in ("LwF", four, growing))
     assert mean(growing, "class") + 0.5 < mean(f"{growing}, beside the new", "class") < published["class"] - 2
     base = of("GEM", "class")
     for variant in (m for m in mnist.VARIANTS if m.startswith("GEM")):
-        for seed, value in of(variant, "class").items():
-            assert 0 < value - base[seed] < max(base.values()) - min(base.values())
-            assert value < mnist.PUBLISHED["GEM"]["class"][0] - 0.5
+        assert set(of(variant, "class")) == set(base)
+        assert 0 < mean(variant, "class") - mean("GEM", "class") < max(base.values()) - min(base.values())
+        assert mean(variant, "class") < mnist.PUBLISHED["GEM"]["class"][0] - 0.5
 
 
 def test_the_tables_of_split_mnist_are_those_of_its_runs() -> None:
