@@ -5,6 +5,8 @@ A step for the new task may not make the loss over any earlier task's memory wor
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -63,6 +65,15 @@ def project_on_cone(g: Float[Tensor, " n"], G: Float[Tensor, "tasks n"], margin:
 
 ROW_BY_ROW = (nn.Sequential, nn.Flatten, nn.Identity, nn.Linear, nn.Dropout, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU)
 """Modules that treat every sample by itself, and whose only weights are those of linear layers."""
+
+
+def layers_of(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that an nn.Sequential calls, one after another; one that stands in two places comes twice."""
+    if isinstance(module, nn.Sequential):
+        for child in module:
+            yield from layers_of(child)
+    else:
+        yield module
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -124,19 +135,17 @@ class GEM(GradientProjection):
     def _together(self, x: Tensor, y: Tensor, task_ids: Tensor, parameters: list[nn.Parameter]) -> None:
         """The same from one pass: a linear layer's gradient for a task is the product of what went in and came back."""
         calls: list[tuple[list[nn.Linear], Tensor, Tensor]] = []
-        layers = [m for m in self.backbone.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
-        hooks = [m.register_forward_hook(lambda m, given, made: calls.append(([m], given[0], made))) for m in layers]
         n_tasks, m = y.shape
-        try:
-            with torch.enable_grad():
-                features = self.features(x.flatten(0, 1), None)
-                outputs = F.linear(features, *self.all_heads())
-                own = self.own_outputs(outputs, task_ids.repeat_interleave(m)) if self.scenario == "task" else outputs
-                loss = n_tasks * self.cross_entropy(own, y.flatten())  # the sum of each task's mean
-        finally:
-            for hook in hooks:
-                hook.remove()
-        calls.append(([head for head in self.heads.values() if isinstance(head, nn.Linear)], features, outputs))
+        h = x.flatten(0, 1)
+        with torch.enable_grad():
+            for layer in layers_of(self.backbone):
+                given, h = h, layer(h)
+                if isinstance(layer, nn.Linear) and layer.weight.requires_grad:
+                    calls.append(([layer], given, h))
+            outputs = F.linear(h, *self.all_heads())
+            own = self.own_outputs(outputs, task_ids.repeat_interleave(m)) if self.scenario == "task" else outputs
+            loss = n_tasks * self.cross_entropy(own, y.flatten())  # the sum of each task's mean
+        calls.append(([head for head in self.heads.values() if isinstance(head, nn.Linear)], h, outputs))
         pairs: dict[nn.Linear, list[tuple[Tensor, Tensor]]] = {}
         for (modules, given, _), back in zip(calls, torch.autograd.grad(loss, [c[2] for c in calls]), strict=True):
             given = given.detach().reshape(n_tasks, -1, given.shape[-1])
