@@ -31,6 +31,7 @@ _SCRIPT = """
   const figure = document.getElementById("NAME");
   const frames = [...figure.querySelectorAll("img")], slider = figure.querySelector("input");
   const output = figure.querySelector("output"), button = figure.querySelector("button");
+  const still = matchMedia("(prefers-reduced-motion: reduce)");
   let timer = null;
   const show = (k) => {
     frames.forEach((frame, i) => { frame.hidden = i !== k; });
@@ -38,10 +39,13 @@ _SCRIPT = """
     output.textContent = frames[k].dataset.label;
     slider.setAttribute("aria-valuetext", frames[k].dataset.label);
   };
-  const stop = () => { clearInterval(timer); timer = null; button.textContent = "Play"; };
+  const rest = () => { button.textContent = still.matches ? "Next" : "Play"; };
+  const stop = () => { clearInterval(timer); timer = null; rest(); };
+  still.addEventListener("change", stop);
   slider.addEventListener("input", () => { stop(); show(Number(slider.value)); });
   button.addEventListener("click", () => {
     if (timer !== null) return stop();
+    if (still.matches) return show((Number(slider.value) + 1) % frames.length);
     if (Number(slider.value) === frames.length - 1) show(0);
     button.textContent = "Stop";
     timer = setInterval(() => {
@@ -51,6 +55,7 @@ _SCRIPT = """
     }, 800);
   });
   figure.querySelector(".flipbook-bar").hidden = false;
+  rest();
   show(0);
 })();
 """
@@ -59,8 +64,8 @@ _SCRIPT = """
 class Flipbook:
     """Drawings in a row, of which a slider shows one. The last line of a cell shows it, in a notebook and on the page.
 
-    Nothing moves by itself. Without scripts the last drawing stays, as a still picture; a list says in words what each
-    drawing shows.
+    Nothing moves by itself, and for readers who have asked for less motion the button turns one page at a time.
+    Without scripts the last drawing stays, as a still picture; a list says in words what each drawing shows.
 
     Args:
         caption: what the figure is about.
@@ -116,11 +121,11 @@ class Flipbook:
         return (
             f'<style>{_STYLE}</style><figure class="flipbook" id="{name}" style="--flipbook-width: {self.width}px">'
             f"{''.join(pictures)}"
-            '<div class="flipbook-bar" hidden=""><button type="button">Play</button>'
+            f'<div class="flipbook-bar" hidden=""><button type="button" aria-describedby="{name}-caption">Play</button>'
             f'<label for="{name}-slider">{control}</label>'
             f'<input id="{name}-slider" type="range" min="0" max="{last}" step="1" value="{last}"/>'
             '<output aria-live="polite"></output></div>'
-            f"<figcaption>{caption}</figcaption>"
+            f'<figcaption id="{name}-caption">{caption}</figcaption>'
             f"<details><summary>What each drawing shows, in words</summary><ol>{''.join(words)}</ol></details>"
             f"</figure><script>//<![CDATA[{_SCRIPT.replace('NAME', name)}//]]></script>"
         )

@@ -58,6 +58,13 @@ def test_slider_has_a_place_for_each_drawing_and_a_label() -> None:
     assert f'<label for="{slider[1]}">shade</label>' in page
 
 
+def test_button_says_which_figure_it_moves() -> None:
+    page = three()._repr_html_()
+    button = re.search(r'<button type="button" aria-describedby="([^"]+)">', page)
+    assert button is not None
+    assert f'<figcaption id="{button[1]}">Grey &amp; greyer</figcaption>' in page
+
+
 def test_two_on_a_page_do_not_mix() -> None:
     names = re.findall(r'class="flipbook" id="([^"]+)"', three()._repr_html_() + three()._repr_html_())
     assert len(set(names)) == 2

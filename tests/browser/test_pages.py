@@ -191,6 +191,31 @@ def test_figures_move_where_they_should(page: str, fresh: Any) -> None:
     assert fresh(page).page.locator("figure.flipbook").count() >= 1
 
 
+def test_the_button_plays_and_turns_single_pages_where_less_motion_is_asked_for(fresh: Any) -> None:
+    page = fresh("book/hat").page  # opened as for a reader who has asked for less motion
+    figure = page.locator("figure.flipbook").first
+    button, said = figure.locator("button"), figure.locator("output")
+    figure.locator("input").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("Shift+Tab")
+    assert button.evaluate("e => e === document.activeElement")
+    seen = [said.inner_text()]
+    assert button.inner_text() == "Next"
+    for key in ("Enter", "Space"):
+        page.keyboard.press(key)
+        seen.append(said.inner_text())
+        page.wait_for_timeout(1000)
+        assert said.inner_text() == seen[-1], "nothing moves by itself"
+    assert len(set(seen)) == 3
+    page.emulate_media(reduced_motion="no-preference")
+    page.wait_for_function("e => e.textContent === 'Play'", arg=button.element_handle())
+    page.keyboard.press("Enter")
+    assert button.inner_text() == "Stop"
+    page.wait_for_function("([e, was]) => e.textContent !== was", arg=[said.element_handle(), seen[-1]])
+    page.keyboard.press("Enter")
+    assert button.inner_text() == "Play"
+
+
 # axe-core. Nearly all of its time goes into the contrast of thousands of words that look the same. Contrast depends on
 # the colours, on size and weight, and on how much shines through; of the words that agree in these, in light and in
 # dark, one is left to be measured, and the text of the others is taken away.
