@@ -5,6 +5,8 @@ A chapter's answers are in tests/exercises/<chapter>.py.
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from functools import cache
@@ -234,3 +236,20 @@ def test_compare_shows_the_smallest_case_and_points_at_the_entry() -> None:
         compare(lambda x: x + 3 * (np.arange(x.size).reshape(x.shape) == 1), lambda x: x, cases, {})
     with pytest.raises(Hint, match=r"For 3, \[0.5, 0.25\] your"):
         compare(lambda n, shares: 0.0, lambda n, shares: n, [(3, [0.5, 0.25])], {})
+
+
+@pytest.mark.parametrize("path", sorted((scripts.ROOT / "book").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_each_chapter_asks_from_recall_to_research(path: Path) -> None:
+    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    asked = [re.search(r"\{admonition\} Exercise (\d) \((\w+)\): ", cell) for cell in cells]
+    found = [(int(match[1]), match[2], at) for at, match in enumerate(asked) if match]
+    assert [k for k, _, _ in found] == list(range(1, len(found) + 1))
+    assert len(found) >= 5
+    assert found[0][1] == "recall"
+    assert found[-1][1] == "research"
+    for k, _, at in found:
+        names = set(re.findall(r"check\(\s*\"(\w+)-(\d)\"", cells[at] + cells[at + 1]))
+        ((chapter, n),) = names
+        assert int(n) == k, "the question and its solution name the same exercise"
+        assert f"{chapter}-{n}" in NAMES
+        assert "{dropdown} Hint" in cells[at], "a hint, folded"

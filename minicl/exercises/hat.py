@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,14 +13,36 @@ from .. import permuted
 from ..isolation import hat
 from ..isolation.hat import HAT
 from ..training import evaluate
-from . import Hint, array, call, compare, exercise
+from . import Hint, array, call, compare, exercise, text
+
+WORDS = {"a": "score", "b": "gate", "c": "temperature", "d": "mask", "e": "accumulated mask"}
+
+SAYS = {
+    "score": "A score is what the optimiser moves: any number, one for each unit and task.",
+    "gate": "A gate is what a unit's activation is multiplied by while the network trains: soft, between 0 and 1.",
+    "temperature": "The temperature is one number for all units. It changes from batch to batch.",
+    "mask": "A mask belongs to one task, and is hard: it is what remains when the task is finished.",
+    "accumulated mask": "An accumulated mask belongs to no single task: it knows what all of them use.",
+}
+
+
+@exercise("hat-1")
+def vocabulary(answer: Any) -> str:
+    """What each thing is called: a dictionary from the letters "a" to "e" to the names in the list."""
+    if not isinstance(answer, Mapping) or set(answer) != set(WORDS):
+        raise Hint('The answer should be a dictionary with the keys "a", "b", "c", "d" and "e", and a name for each.')
+    given = {letter: text(answer[letter], sorted(WORDS.values()), f"The name for {letter}") for letter in WORDS}
+    for letter, name in given.items():
+        if name != WORDS[letter]:
+            raise Hint(f"Not {name} for {letter}. {SAYS[name]}", mistake=f"{letter}: {name}")
+    return "From the score to the mask it is one number a unit and task; only the temperature between them changes."
 
 
 def _s(b: int, B: int, s_max: float) -> float:
     return 1 / s_max + (s_max - 1 / s_max) * (b - 1) / (B - 1)
 
 
-@exercise("hat-1")
+@exercise("hat-2")
 def temperature(answer: Any) -> str:
     """The temperature of batch b of B (b from 1) as a function of b, B and s_max: a number."""
     cases = [(1, 10, 400.0), (10, 10, 400.0), (4, 9, 50.0), (2, 5, 8.0), (3, 3, 2.0)]
@@ -53,7 +76,7 @@ def temperature(answer: Any) -> str:
     )
 
 
-@exercise("hat-2")
+@exercise("hat-3")
 def bracket(answer: Any) -> str:
     """The bracket of HAT's gradient rule from mask_out, shape (n_out,), and mask_in, shape (n_in,): (n_out, n_in)."""
     cases = [(torch.rand(4), torch.rand(3)), (torch.rand(2), torch.rand(5)), (torch.ones(3), torch.rand(3).round())]
@@ -92,7 +115,7 @@ def bracket(answer: Any) -> str:
     return "A weight from a free unit into a claimed one may move: the claimed unit's task never opens that free unit."
 
 
-@exercise("hat-3")
+@exercise("hat-4")
 def spread(answer: Any) -> str:
     """A channel mask, shape (C,), repeated for the n_in inputs behind a flatten: a function of mask, n_in: (n_in,)."""
     cases = [(torch.rand(3), 12), (torch.rand(5), 20), (torch.rand(4), 4), (torch.rand(2), 18)]
@@ -114,7 +137,7 @@ def spread(answer: Any) -> str:
     return "The positions of one channel are neighbours."
 
 
-@exercise("hat-4")
+@exercise("hat-5")
 def compensated(answer: Any) -> str:
     """The compensated gradient of a score from g (of its gate), e and s_max, without s: a tensor of the shape of e."""
     cases = [(torch.randn(6), torch.randn(6), s_max) for s_max in (400.0, 7.0)]
@@ -144,7 +167,7 @@ def compensated(answer: Any) -> str:
     return "Whatever the temperature, a score feels the slope of a soft sigmoid: that is what compensation is for."
 
 
-@exercise("hat-5")
+@exercise("hat-6")
 def count(answer: Any) -> str:
     """Units that the last task claimed anew, units used by two tasks or more, free units, from masks (tasks, units)."""
     cases = [(torch.rand(n, 12) < 0.35,) for n in (2, 3, 4, 5)]
@@ -186,7 +209,7 @@ def count(answer: Any) -> str:
     return "What is shared was claimed once and paid for once."
 
 
-@exercise("hat-6")
+@exercise("hat-7")
 def gate(answer: Any) -> str:
     """A gate that cannot leak: a function of h, shape (batch, units), and a bool mask, shape (units,): like h."""
     for _ in range(4):
@@ -222,7 +245,7 @@ def gate(answer: Any) -> str:
     return "It chooses instead of multiplying."
 
 
-@exercise("hat-7")
+@exercise("hat-8")
 def compress(answer: Any) -> str:
     """A function of a stream that returns a minicl.HAT trained on its first task, with at most half of its units."""
     stream = permuted("digits", 1, seed=7)

@@ -9,7 +9,31 @@ import torch
 from torch import Tensor
 
 from ..isolation.packnet import keep_mask, used_by
-from . import Hint, compare, exercise, number
+from . import Hint, compare, exercise, number, text
+
+STEPS = ["train", "prune", "re-train", "freeze"]
+
+
+@exercise("packnet-1")
+def order(answer: Any) -> str:
+    """What happens with each task, in order: a list of "freeze", "prune", "re-train" and "train"."""
+    if not isinstance(answer, (list, tuple)) or len(answer) != len(STEPS):
+        raise Hint(f"The answer should be a list of the four words {', '.join(map(repr, sorted(STEPS)))}, in order.")
+    given = [text(word, sorted(STEPS), f"Word {i}") for i, word in enumerate(answer, 1)]
+    if len(set(given)) < len(STEPS):
+        raise Hint("Each of the four happens once for each task.", mistake="a step twice")
+    at = {word: given.index(word) for word in STEPS}
+    if at["prune"] < at["train"]:
+        raise Hint("What is pruned before training? Sizes say nothing yet.", mistake="pruned before trained")
+    if at["freeze"] < at["re-train"]:
+        raise Hint(
+            "What is frozen cannot be trained again. What do the weights that stay need after others have been "
+            "taken from them?",
+            mistake="frozen too early",
+        )
+    if at["re-train"] < at["prune"]:
+        raise Hint("Re-training repairs something. What has to happen first?", mistake="re-trained before pruned")
+    return "The weights that pruning released are free: the next task trains them, and reads all that is frozen."
 
 
 def _most(weight: Tensor, keep_ratio: float, among: Tensor) -> Tensor:
@@ -25,7 +49,7 @@ def _largest(weight: Tensor, n: int, among: Tensor) -> Tensor:
     return kept.view_as(among)
 
 
-@exercise("packnet-1")
+@exercise("packnet-2")
 def mask(answer: Any) -> str:
     """Which weights a task keeps: a function of weight, keep_ratio and among, returning a mask of True and False."""
     cases = []
@@ -82,7 +106,7 @@ def mask(answer: Any) -> str:
     )
 
 
-@exercise("packnet-2")
+@exercise("packnet-3")
 def network_of(answer: Any) -> str:
     """The weights that compute for the k-th task: a function of theta, owner and k."""
     cases = []
@@ -139,7 +163,7 @@ def _left(n: int, shares: list[float], released: Callable[[float, int], int]) ->
     return n
 
 
-@exercise("packnet-3")
+@exercise("packnet-4")
 def free_after(answer: Any) -> str:
     """How many of n weights are free after some tasks: a function of n and of the list of their shares to keep."""
 
@@ -192,7 +216,7 @@ def free_after(answer: Any) -> str:
     return "A constant share gives each task a constant fraction less than the one before: room shrinks geometrically."
 
 
-@exercise("packnet-4")
+@exercise("packnet-5")
 def equal_shares(answer: Any) -> str:
     """Shares to keep that give each of T tasks the same number of weights: a function of T, returning a list."""
     compare(
@@ -217,7 +241,7 @@ def equal_shares(answer: Any) -> str:
     return "The last share is 1: when nobody comes afterwards, there is nothing to leave."
 
 
-@exercise("packnet-5")
+@exercise("packnet-6")
 def bytes_for_owners(answer: Any) -> str:
     """Bytes that say whose each weight is, in a file: a function of the number of weights and of tasks."""
     from math import ceil, log2
@@ -260,7 +284,7 @@ def bytes_for_owners(answer: Any) -> str:
     return "For ten tasks: an eighth of what the weights take, in float32."
 
 
-@exercise("packnet-6")
+@exercise("packnet-7")
 def drift(answer: Any) -> str:
     """A frozen weight after the steps of the story, if only its gradient is masked: a number."""
     theta, velocity, lr, momentum, decay = 2.0, 0.5, 0.1, 0.9, 0.01

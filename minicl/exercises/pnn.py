@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +10,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import Hint, compare, exercise, number
+from . import Hint, compare, exercise, number, text
+
+MOVES = {
+    "column of task 0": "frozen",
+    "lateral from column 0 to column 1": "frozen",
+    "head of task 1": "frozen",
+    "lateral from column 0 to column 2": "moves",
+    "column of task 2": "moves",
+    "head of task 2": "moves",
+}
+
+
+@exercise("pnn-1")
+def what_moves(answer: Any) -> str:
+    """What moves while task 2 is learned? A dictionary from the six parts to "moves" or "frozen"."""
+    if not isinstance(answer, Mapping) or set(answer) != set(MOVES):
+        raise Hint(f"The answer should be a dictionary with a word for each of {', '.join(map(repr, MOVES))}.")
+    given = {part: text(answer[part], ("frozen", "moves"), f"Your answer to {part!r}") for part in MOVES}
+    if given["lateral from column 0 to column 1"] == "moves":
+        raise Hint(
+            "That lateral is part of what computes for task 1. If it moved, what would become of task 1's answers?",
+            mistake="old laterals move",
+        )
+    if given["lateral from column 0 to column 2"] == "frozen":
+        raise Hint(
+            "That lateral begins in a frozen column, but it belongs to the new one: it was made for task 2.",
+            mistake="new laterals frozen",
+        )
+    for part, right in MOVES.items():
+        if given[part] != right:
+            raise Hint(
+                f"Look again at the {part}: "
+                + ("its task is finished." if right == "frozen" else "task 2 is the one that is learned."),
+                mistake=f"{part} {given[part]}",
+            )
+    return "A lateral belongs to the column that it leads into. That is why no arrow leads back."
 
 
 def _random_layer(columns: int, batch: int, n_in: int, n_out: int) -> tuple[Any, ...]:
@@ -18,7 +54,7 @@ def _random_layer(columns: int, batch: int, n_in: int, n_out: int) -> tuple[Any,
     return torch.randn(n_out, n_in), torch.randn(batch, n_in), U, earlier
 
 
-@exercise("pnn-1")
+@exercise("pnn-2")
 def layer(answer: Any) -> str:
     """The argument of f in Eq. 1: a function of W, h and the lists U and earlier, returning a tensor."""
 
@@ -59,7 +95,7 @@ def layer(answer: Any) -> str:
     return "With all U side by side and all earlier activations side by side, the sum is a single product."
 
 
-@exercise("pnn-2")
+@exercise("pnn-3")
 def parameters(answer: Any) -> str:
     """Parameters of a progressive network: a function of widths, classes and T, returning a number."""
 
@@ -119,7 +155,7 @@ def parameters(answer: Any) -> str:
     return "T columns, T (T - 1) / 2 pairs of columns: the second term wins in the end."
 
 
-@exercise("pnn-3")
+@exercise("pnn-4")
 def laterals_outweigh(answer: Any) -> str:
     """The number of tasks from which laterals outweigh columns and heads: a number."""
     column, lateral = (64 * 256 + 256) + (256 * 256 + 256) + (256 * 10 + 10), 256 * 256 + 256 * 10
@@ -140,7 +176,7 @@ def laterals_outweigh(answer: Any) -> str:
     return "So few. From there on, most of the network is wiring."
 
 
-@exercise("pnn-4")
+@exercise("pnn-5")
 def transfer(answer: Any) -> str:
     """The transfer score: a function of two learning curves, returning a number."""
     cases = []
@@ -180,7 +216,7 @@ def transfer(answer: Any) -> str:
     )
 
 
-@exercise("pnn-5")
+@exercise("pnn-6")
 def adapter(answer: Any) -> str:
     """The lateral term of Eq. 2 with ReLU: a function of U, V, alpha and the list earlier, returning a tensor."""
     cases = []
@@ -223,7 +259,7 @@ def adapter(answer: Any) -> str:
     )
 
 
-@exercise("pnn-6")
+@exercise("pnn-7")
 def sensitivity(answer: Any) -> str:
     """The average Fisher sensitivity: a function of fisher, shape (columns, units), returning a number a column."""
     cases = [(torch.rand(columns, units) ** 3 + 0.01,) for columns, units in ((2, 3), (3, 5), (4, 2), (5, 8))]

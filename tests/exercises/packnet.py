@@ -53,20 +53,29 @@ def after(steps: int, velocity: float, decay: float, sign: float = -1.0) -> floa
     return 2.0 - sign * (weight - 2.0)
 
 
+STEPS = ["train", "prune", "re-train", "freeze"]
+
 RIGHT = {
-    "packnet-1": [mask, lambda *given: torch.as_tensor(mask(*given))],
-    "packnet-2": [lambda theta, owner, k: theta * ((owner > 0) & (owner <= k)), lambda t, o, k: t * (o - 1 < k)],
-    "packnet-3": [free_after],
-    "packnet-4": [lambda T: [1 / (T - k) for k in range(T)], lambda T: 1 / np.arange(T, 0, -1)],
-    "packnet-5": [
+    "packnet-1": [STEPS, tuple(STEPS)],
+    "packnet-2": [mask, lambda *given: torch.as_tensor(mask(*given))],
+    "packnet-3": [lambda theta, owner, k: theta * ((owner > 0) & (owner <= k)), lambda t, o, k: t * (o - 1 < k)],
+    "packnet-4": [free_after],
+    "packnet-5": [lambda T: [1 / (T - k) for k in range(T)], lambda T: 1 / np.arange(T, 0, -1)],
+    "packnet-6": [
         lambda weights, tasks: ceil(weights * ceil(log2(tasks + 1)) / 8),
         lambda w, t: -(-w * t.bit_length() // 8),
     ],
-    "packnet-6": [after(2, 0.5, 0.01)],
+    "packnet-7": [after(2, 0.5, 0.01)],
 }
 
 WRONG = {
     "packnet-1": {
+        "pruned before trained": ["prune", "train", "re-train", "freeze"],
+        "frozen too early": ["train", "prune", "freeze", "re-train"],
+        "re-trained before pruned": ["train", "re-train", "prune", "freeze"],
+        "a step twice": ["train", "prune", "train", "freeze"],
+    },
+    "packnet-2": {
         "the smallest": smallest,
         "without the sign": by_value,
         "everything is in question": lambda w, r, among: mask(w, r, torch.ones_like(among)),
@@ -76,7 +85,7 @@ WRONG = {
         "rounded down": lambda w, r, among: largest(w, int(among.sum()) - int((1 - r) * int(among.sum())), among),
         "the other share": lambda w, r, among: mask(w, 1 - r, among),
     },
-    "packnet-2": {
+    "packnet-3": {
         "its own alone": lambda theta, owner, k: theta * (owner == k),
         "free ones too": lambda theta, owner, k: theta * (owner <= k),
         "no mask": lambda theta, owner, k: theta.clone(),
@@ -86,7 +95,7 @@ WRONG = {
         "later ones": lambda theta, owner, k: theta * (owner > k),
         "the source's formula": lambda theta, owner, k: theta * (owner == 0),
     },
-    "packnet-3": {
+    "packnet-4": {
         "what is kept": lambda n, shares: n - free_after(n, shares),
         "share of all weights": lambda n, shares: n * (1 - sum(shares)),
         "fractions of weights": lambda n, shares: n * np.prod([1 - s for s in shares]),
@@ -96,12 +105,12 @@ WRONG = {
         "rounded down": lambda n, shares: [n := int((1 - share) * n) for share in shares][-1] if shares else n,
         "the shares are released": lambda n, shares: free_after(n, [1 - s for s in shares]),
     },
-    "packnet-4": {
+    "packnet-5": {
         "the same share": lambda T: [1 / T] * T,
         "the wrong way round": lambda T: [1 / (k + 1) for k in range(T)],
         "all to the last": lambda T: [1] * T,
     },
-    "packnet-5": {
+    "packnet-6": {
         "a bit for each task": lambda weights, tasks: ceil(weights * tasks / 8),
         "bits": lambda weights, tasks: weights * ceil(log2(tasks + 1)),
         "nobody": lambda weights, tasks: ceil(weights * ceil(log2(tasks)) / 8),
@@ -109,7 +118,7 @@ WRONG = {
         "a byte for each weight": lambda weights, tasks: weights,
         "not rounded": lambda weights, tasks: weights * log2(tasks + 1) / 8,
     },
-    "packnet-6": {
+    "packnet-7": {
         "does not move": 2.0,
         "no momentum": after(2, 0.0, 0.01),
         "no decay": after(2, 0.5, 0.0),

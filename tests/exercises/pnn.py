@@ -37,17 +37,33 @@ def afs(fisher: Tensor) -> list[float]:
     return [sum(float(fisher[k, m] / fisher[:, m].sum()) for m in range(units)) / units for k in range(columns)]
 
 
+MOVES = {
+    "column of task 0": "frozen",
+    "lateral from column 0 to column 1": "frozen",
+    "head of task 1": "frozen",
+    "lateral from column 0 to column 2": "moves",
+    "column of task 2": "moves",
+    "head of task 2": "moves",
+}
+
 RIGHT = {
-    "pnn-1": [layer],
-    "pnn-2": [parameters],
-    "pnn-3": [4],
-    "pnn-4": [lambda curve, alone: sum(curve) / sum(alone)],
-    "pnn-5": [adapter],
-    "pnn-6": [afs],
+    "pnn-1": [MOVES],
+    "pnn-2": [layer],
+    "pnn-3": [parameters],
+    "pnn-4": [4],
+    "pnn-5": [lambda curve, alone: sum(curve) / sum(alone)],
+    "pnn-6": [adapter],
+    "pnn-7": [afs],
 }
 
 WRONG = {
     "pnn-1": {
+        "old laterals move": {part: "moves" if "lateral" in part else word for part, word in MOVES.items()},
+        "new laterals frozen": {part: "frozen" if "lateral" in part else word for part, word in MOVES.items()},
+        "head of task 1 moves": {part: "moves" if "head" in part else word for part, word in MOVES.items()},
+        "column of task 2 frozen": {**MOVES, "column of task 2": "frozen"},
+    },
+    "pnn-2": {
         "no laterals": lambda W, h, U, earlier: layer(W, h, [], []),
         "the newest lateral alone": lambda W, h, U, earlier: layer(W, h, U[-1:], earlier[-1:]),
         "a mean": lambda W, h, U, earlier: layer(W, h, [u / len(U) for u in U], earlier),
@@ -55,7 +71,7 @@ WRONG = {
         "one weight for all": lambda W, h, U, earlier: layer(W, h, [W] * len(U), earlier),
         "f inside": lambda W, h, U, earlier: layer(W, h, U, earlier).clamp(min=0),
     },
-    "pnn-2": {
+    "pnn-3": {
         "no laterals": lambda widths, classes, T: T * parameters(widths, classes, 1),
         "into the first layer": lambda *given: parameters(*given, first=True),
         "not into the heads": lambda *given: parameters(*given, head=False),
@@ -64,22 +80,22 @@ WRONG = {
         "neighbours alone": lambda *given: parameters(*given, read=lambda k: min(k, 1)),
         "no biases": lambda *given: parameters(*given, biases=False),
     },
-    "pnn-3": {"the newest column": 3, "one too late": 5},
-    "pnn-4": {
+    "pnn-4": {"the newest column": 3, "one too late": 5},
+    "pnn-5": {
         "upside down": lambda curve, alone: sum(alone) / sum(curve),
         "a difference": lambda curve, alone: (sum(curve) - sum(alone)) / len(curve),
         "the end alone": lambda curve, alone: curve[-1] / alone[-1],
         "a mean of ratios": lambda curve, alone: sum(c / a for c, a in zip(curve, alone, strict=True)) / len(curve),
         "the best epoch": lambda curve, alone: max(curve) / max(alone),
     },
-    "pnn-5": {
+    "pnn-6": {
         "no alpha": lambda U, V, alpha, earlier: adapter(U, V, 1.0, earlier),
         "no f": lambda U, V, alpha, earlier: alpha * torch.cat(earlier, 1) @ V.T @ U.T,
         "f outside": lambda U, V, alpha, earlier: (alpha * torch.cat(earlier, 1) @ V.T @ U.T).clamp(min=0),
         "two f": lambda *given: np.maximum(adapter(*given), 0),
         "newest first": lambda U, V, alpha, earlier: adapter(U, V, alpha, earlier[::-1]),
     },
-    "pnn-6": {
+    "pnn-7": {
         "the paper's sum": lambda fisher: np.array(afs(fisher)) * fisher.shape[1],
         "a ratio of sums": lambda fisher: fisher.sum(1) / fisher.sum(),
         "shares of a column": lambda fisher: [1 / fisher.shape[1]] * len(fisher),
