@@ -21,6 +21,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "eq-forgetting": ("minicl.metrics.forgetting",),
     "eq-area": ("minicl.metrics.learning_curve_area",),
     "eq-rho": ("minicl.metrics.forgetting_ratio",),
+    "eq-interval": ("minicl.plots.mean_and_interval",),
     # progressive networks
     "eq-pnn-lateral": ("minicl.isolation.pnn.lateral_sum",),
     "eq-pnn-adapter": ("minicl.isolation.pnn.adapter",),
@@ -66,7 +67,6 @@ WITHOUT: dict[str, str] = {
     "eq-taylor": "a derivation, checked in a cell of its page",
     "eq-scenarios": "three ways to put the question",
     "eq-logit-gradient": "a derivation, checked in a cell of its page",
-    "eq-interval": "SciPy's t distribution, in a cell of its page",
     "eq-model-size": "one line, in a cell of its page",
 }
 

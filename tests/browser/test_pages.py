@@ -116,6 +116,24 @@ def test_nothing_is_wider_than_the_screen(opened: Visit) -> None:
     assert wide == []
 
 
+def test_words_in_figures_keep_a_size_that_can_be_read(opened: Visit) -> None:
+    """At half of its size a figure can still be read. Figures wider than a phone scroll in their own box."""
+    found = opened.page.evaluate(
+        """async () => {
+            const small = [];
+            for (const image of document.querySelectorAll("article div.cell_output figure > img:not([hidden])")) {
+                image.loading = "eager";
+                await image.decode();
+                const box = image.closest("figure");
+                if (image.checkVisibility() && image.clientWidth < 0.5 * image.naturalWidth) small.push(image.alt);
+                if (box.scrollWidth > box.clientWidth + 1 && box.tabIndex !== 0) small.push(`no stop: ${image.alt}`);
+            }
+            return small;
+        }"""
+    )
+    assert found == []
+
+
 def test_code_never_scrolls_sideways_on_a_desktop(opened: Visit) -> None:
     if opened.phone:
         return
