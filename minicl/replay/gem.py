@@ -60,7 +60,9 @@ def project_on_cone(g: Float[Tensor, " n"], G: Float[Tensor, "tasks n"], margin:
     if bool((products >= 0).all()):
         return g
     v = dual(products, G @ G.T, margin)
-    return g + v @ G if v is not None else (g.double() + dual_from_rows(g, G, margin) @ G.double()).to(g)
+    if v is None:
+        return (g.double() + dual_from_rows(g, G, margin) @ G.double()).to(g)
+    return g + v @ G
 
 
 ROW_BY_ROW = (nn.Sequential, nn.Flatten, nn.Identity, nn.Linear, nn.Dropout, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU)
