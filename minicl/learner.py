@@ -424,7 +424,7 @@ class Learner(nn.Module):
         return {
             "method": type(self).__name__,
             "parameters": sum(t.numel() for t in tensors),
-            "bytes": sum(t.numel() * t.element_size() for t in tensors),
+            "bytes": sum(t.nbytes for t in tensors),
             "extra_bytes": self.extra_bytes(),
             "tasks": {t: {"name": record.name, "finished": record.finished} for t, record in self.tasks.items()},
         }
@@ -812,7 +812,7 @@ class Joint(Learner):
     def extra_bytes(self) -> int:
         """Bytes of the training data and of the first weights, which it keeps."""
         data = [part for task in self.seen for part in (task.make("train").x, task.make("train").y)]
-        return sum(part.numel() * part.element_size() for part in (*data, *(self._first or {}).values()))
+        return sum(part.nbytes for part in (*data, *(self._first or {}).values()))
 
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return state | {f"first.{name}": tensor for name, tensor in (self._first or {}).items()}

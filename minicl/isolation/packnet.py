@@ -418,7 +418,7 @@ class PackNet(Learner):
     def extra_bytes(self) -> int:
         """Bytes of the owner index and of the norms of each task."""
         stored = [*self.owner.buffers(), *self.norms.buffers()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in stored)
+        return sum(tensor.nbytes for tensor in stored)
 
     def export(self, task_id: int | None = None, sparse: bool = False) -> nn.Module:
         """That task's network alone, in evaluation mode: its weights and those it reads, zero for all others.

@@ -219,12 +219,12 @@ class AGSCL(Learner):
         capacity["units"] = sum(len(o) for o in omegas)
         capacity["free"] = sum(int((o == 0).sum()) for o in omegas)
         layers = [group(layer) for _, layer in self._held()] if self.learned else []
-        capacity["bytes_while_learning"] = sum(g.numel() * g.element_size() for g in layers)
+        capacity["bytes_while_learning"] = sum(g.nbytes for g in layers)
         return capacity
 
     def extra_bytes(self) -> int:
         """Bytes of the importances: one number a unit."""
-        return sum(omega.numel() * omega.element_size() for omega in self.omega.buffers())
+        return sum(omega.nbytes for omega in self.omega.buffers())
 
 
 def chain(backbone: nn.Module) -> tuple[list[str], list[str]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..learner import Fit, Learner
 from ..tasks import Task
-from .quadratic import bytes_of, check_number
+from .quadratic import check_number
 
 
 def distillation(
@@ -121,12 +121,12 @@ class LwF(Learner):
             *(h for name, h in self.heads.items() if name == "shared" or int(name) in self.learned),
         )
         tensors = (tensor for module in copied for tensor in (*module.parameters(), *module.buffers()))
-        capacity["bytes_while_learning"] = bytes_of(tensors) if self.learned else 0
+        capacity["bytes_while_learning"] = sum(tensor.nbytes for tensor in tensors) if self.learned else 0
         return capacity
 
     def extra_bytes(self) -> int:
         """Bytes of the copy that is there while a task is learned; between tasks, none."""
-        return bytes_of(tensor for module in self.old for tensor in (*module.parameters(), *module.buffers()))
+        return sum(tensor.nbytes for module in self.old for tensor in (*module.parameters(), *module.buffers()))
 
 
 def stacked(heads: Sequence[nn.Module]) -> tuple[Tensor, ...]:

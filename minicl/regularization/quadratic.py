@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -235,17 +235,12 @@ class QuadraticPenalty(Learner):
         capacity = super().capacity()
         spring = self.tightened()
         of_spring = () if spring is None else (*spring.anchor, spring.stiffness, spring.pull, spring.force)
-        capacity["bytes_while_learning"] = bytes_of(of_spring)
+        capacity["bytes_while_learning"] = sum(tensor.nbytes for tensor in of_spring)
         return capacity
 
     def extra_bytes(self) -> int:
         """Bytes of the anchors: values and importances."""
-        return bytes_of(self.anchors.buffers())
-
-
-def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """What tensors take."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(buffer.nbytes for buffer in self.anchors.buffers())
 
 
 def _number(place: str) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..learner import Fit
 from ..tasks import Task
-from .quadratic import QuadraticPenalty, bytes_of, check_number
+from .quadratic import QuadraticPenalty, check_number
 
 
 def path_integral_step(
@@ -82,7 +82,7 @@ class SI(QuadraticPenalty):
         """As of every method, and "bytes_while_learning": the springs, and the path with its four numbers a weight."""
         capacity = super().capacity()
         if self.learned:
-            capacity["bytes_while_learning"] += 4 * bytes_of(self.shared().values())
+            capacity["bytes_while_learning"] += 4 * sum(parameter.nbytes for parameter in self.shared().values())
         return capacity
 
     def importance(self, task: Task) -> dict[str, Tensor]:

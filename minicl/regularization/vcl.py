@@ -340,7 +340,7 @@ class VCL(Learner):
     def extra_bytes(self) -> int:
         """Bytes of the prior and of the coresets; standard deviations are parameters, and counted there."""
         priors = [t for layer in self.layers(self) for part in layer.posterior() for t in part[2:]]
-        return sum(t.numel() * t.element_size() for t in (*priors, *self.kept.buffers()))
+        return sum(t.nbytes for t in (*priors, *self.kept.buffers()))
 
 
 class Kept(nn.Module):

@@ -266,7 +266,7 @@ class Memory(nn.Module):
     @property
     def bytes(self) -> int:
         """What the memory takes, exactly."""
-        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+        return sum(buffer.nbytes for buffer in self.buffers())
 
 
 def equal_shares(sizes: Sequence[int], budget: int) -> list[int]:
