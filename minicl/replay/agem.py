@@ -51,7 +51,8 @@ class GradientProjection(Replay):
     def lend(self, gradient: Tensor, parameters: list[nn.Parameter]) -> None:
         """Hand the optimiser this gradient, for one step also where the new batch gave none."""
         self._lent = [parameter for parameter in parameters if parameter.grad is None]
-        put(gradient, parameters)
+        for p, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+            p.grad = part.view_as(p)
 
     def gradient_of(self, x: Tensor, y: Tensor, task_ids: Tensor, parameters: list[nn.Parameter]) -> Tensor:
         """The gradient of the mean loss over remembered samples, in one vector."""
@@ -64,12 +65,6 @@ def flat(gradients: Iterable[Tensor | None], parameters: list[nn.Parameter]) -> 
     """Gradients in one vector; zero where there is none, as at the heads of other tasks."""
     pairs = zip(gradients, parameters, strict=True)
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
-
-
-def put(gradient: Tensor, parameters: list[nn.Parameter]) -> None:
-    """Hand the optimiser this gradient instead."""
-    for p, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
-        p.grad = part.view_as(p)
 
 
 class AGEM(GradientProjection):

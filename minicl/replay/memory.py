@@ -203,9 +203,7 @@ class Memory(nn.Module):
         Raises:
             ValueError: the memory is empty.
         """
-        held = len(self)
-        if not held:
-            raise ValueError("the memory is empty; there is nothing to draw before the first samples were added")
+        held = self._not_empty()
         return torch.randint(held, (n,)).to(self.y.device)
 
     def draw_each(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,9 +214,7 @@ class Memory(nn.Module):
         Raises:
             ValueError: the memory is empty.
         """
-        held = len(self)
-        if not held:
-            raise ValueError("the memory is empty; there is nothing to draw before the first samples were added")
+        held = self._not_empty()
         written = (self.task_ids._version, held)
         if self._shares is None or self._shares[0] is not self.task_ids or self._shares[1] != written:
             self._shares = (self.task_ids, written, *self._share_of_each())
@@ -227,6 +223,13 @@ class Memory(nn.Module):
         rows = places.gather(1, chances.topk(min(n, smallest), largest=False).indices).flatten()
         x, y = self.x.index_select(0, rows), self.y.index_select(0, rows)
         return x.unflatten(0, (len(ids), -1)), y.view(len(ids), -1), ids
+
+    def _not_empty(self) -> int:
+        """How many samples are held, or the ValueError of a draw from none."""
+        held = len(self)
+        if not held:
+            raise ValueError("the memory is empty; there is nothing to draw before the first samples were added")
+        return held
 
     def _share_of_each(self) -> tuple[Tensor, Tensor, Tensor, int]:
         """Task ids; rows of each one's samples, shape (tasks, largest share); 1 where there is none; smallest share."""
