@@ -15,9 +15,9 @@ A chapter's exercises are one module here, named as the exercises are: `forgetti
         return "It says nothing about which task was lost."      # optional: a word to those who got it right
 
 - The docstring says in one line what is asked for and of what type the answer is.
-- Take the answer apart with `number`, `array`, `text`, `call`, and judge it with `is_number`, `is_text`, `compare`;
-  all of them raise `Hint` where the answer has the wrong type or shape, is NaN, or raises an error itself. For a
-  learner, look at what it does, and `raise Hint("...", mistake="...")`. Whatever else is raised becomes a hint too.
+- Take the answer apart with `number`, `array`, `text`, `texts`, `call`, and judge it with `is_number`, `is_text`,
+  `compare`; all of them raise `Hint` where the answer has the wrong type or shape, is NaN, or raises an error itself.
+  For a learner, look at what it does, and `raise Hint("...", mistake="...")`. Whatever else is raised becomes a hint.
 - A hint points at the mistake and keeps the answer back. Name the wrong answers that people really give (`mistakes`,
   or `Hint(..., mistake=...)`), at least two an exercise.
 - Random cases: draw them from torch's global generator, which `check` seeds (and gives back as it was).
@@ -181,6 +181,21 @@ def text(answer: Any, allowed: Sequence[str], what: str = "The answer") -> str:
         shown = repr(answer) if isinstance(answer, (str, int, float, type(None))) else f"a {type(answer).__name__}"
         raise Hint(f"{what} is {shown}; allowed: {', '.join(map(repr, allowed))}.")
     return answer.strip().lower()
+
+
+def texts(answer: Any, right: Mapping[str, str], holds: str = "", what: str = "The name for {}") -> dict[str, str]:
+    """The answer as a dictionary with the keys of `right`, and for each key one of the words that are values there.
+
+    Args:
+        holds: what such a dictionary holds, for the hint; by default its keys, and a name for each.
+        what: what the word of a key is called, with {} for the key.
+    """
+    if not isinstance(answer, Mapping) or set(answer) != set(right):
+        *others, last = (f'"{key}"' for key in right)
+        holds = holds or f"the keys {', '.join(others)} and {last}, and a name for each"
+        raise Hint(f"The answer should be a dictionary with {holds}.")
+    allowed = sorted(set(right.values()))
+    return {key: text(answer[key], allowed, what.format(key)) for key in right}
 
 
 def call(function: Any, *arguments: Any, what: str = "Your function") -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import FineTune, mlp
-from . import Hint, array, call, close, compare, exercise, text
+from . import Hint, array, call, close, compare, exercise, texts
 
 Array = NDArray[np.float64]
 
@@ -30,10 +29,7 @@ def vocabulary(answer: Any) -> str:
         ("d", "continual"): "In plan d, does any data ever go away?",
         ("e", "continual"): "In plan e, are the tasks kept, or are they practice for tasks to come?",
     }
-    if not isinstance(answer, Mapping) or set(answer) != set(right):
-        raise Hint('The answer should be a dictionary with the keys "a", "b", "c", "d" and "e", and a name for each.')
-    given = {letter: text(answer[letter], sorted(right.values()), f"The name for {letter}") for letter in right}
-    for letter, name in given.items():
+    for letter, name in texts(answer, right).items():
         if name != right[letter]:
             words = hints.get((letter, name), "Ask what data is there, what may move, and what counts in the end.")
             raise Hint(f"Not {name} for plan {letter}. {words}", mistake=f"{letter}: {name}")

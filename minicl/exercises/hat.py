@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from .. import permuted
 from ..isolation import hat
 from ..isolation.hat import HAT
 from ..training import evaluate
-from . import Hint, array, call, compare, exercise, text
+from . import Hint, array, call, compare, exercise, texts
 
 WORDS = {"a": "score", "b": "gate", "c": "temperature", "d": "mask", "e": "accumulated mask"}
 
@@ -29,10 +28,7 @@ SAYS = {
 @exercise("hat-1")
 def vocabulary(answer: Any) -> str:
     """What each thing is called: a dictionary from the letters "a" to "e" to the names in the list."""
-    if not isinstance(answer, Mapping) or set(answer) != set(WORDS):
-        raise Hint('The answer should be a dictionary with the keys "a", "b", "c", "d" and "e", and a name for each.')
-    given = {letter: text(answer[letter], sorted(WORDS.values()), f"The name for {letter}") for letter in WORDS}
-    for letter, name in given.items():
+    for letter, name in texts(answer, WORDS).items():
         if name != WORDS[letter]:
             raise Hint(f"Not {name} for {letter}. {SAYS[name]}", mistake=f"{letter}: {name}")
     return "From the score to the mask it is one number a unit and task; only the temperature between them changes."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import Hint, compare, exercise, number, text
+from . import Hint, compare, exercise, number, texts
 
 MOVES = {
     "column of task 0": "frozen",
@@ -25,9 +24,7 @@ MOVES = {
 @exercise("pnn-1")
 def what_moves(answer: Any) -> str:
     """What moves while task 2 is learned? A dictionary from the six parts to "moves" or "frozen"."""
-    if not isinstance(answer, Mapping) or set(answer) != set(MOVES):
-        raise Hint(f"The answer should be a dictionary with a word for each of {', '.join(map(repr, MOVES))}.")
-    given = {part: text(answer[part], ("frozen", "moves"), f"Your answer to {part!r}") for part in MOVES}
+    given = texts(answer, MOVES, f"a word for each of {', '.join(map(repr, MOVES))}", "Your answer to {!r}")
     if given["lateral from column 0 to column 1"] == "moves":
         raise Hint(
             "That lateral is part of what computes for task 1. If it moved, what would become of task 1's answers?",
