@@ -1,27 +1,31 @@
 """`run(..., checkpoint=folder)`: a run that is killed at any moment goes on where its last finished task ended.
 
 The folder holds one file, `checkpoint.safetensors`: the learner, as `Learner.save` writes it (so `PackNet.load` reads
-it), what was measured so far, and the state of every random generator. It is replaced whole after each task.
+it), what was measured so far, an optimiser that is kept, and the state of every random generator. It is replaced whole
+after each task.
 """
 
 from __future__ import annotations
 
-import random
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from . import certificate, files
-from .learner import Learner, _Stored
+from . import certificate, files, saving
+from .learner import Learner
+from .lesson import Lesson, random_states, set_random_states
+from .optimizers import Optimizers
 from .tasks import Task
 
 FILE = "checkpoint.safetensors"
+WITHIN = "within.safetensors"
+"""Of the task that is being learned, where `run(checkpoint_every=)` asks for it."""
+RANDOM = "run/random/"
 
 
 @dataclass
@@ -30,7 +34,8 @@ class Measured:
 
     accuracy: NDArray[np.float64]
     baseline: NDArray[np.float64]
-    curves: list[list[float]]
+    curves: list[list[float]] = field(default_factory=list)
+    within: list[list[list[float]]] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -47,9 +52,11 @@ class Checkpoint:
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.path = Path(folder) / FILE
         files.check_writable(self.path)
-        files.sweep_up(folder, FILE)
+        files.remove_temporaries(folder, FILE)
 
-    def resume(self, learner: Learner, tasks: list[Task], measured: Measured, order: torch.Generator) -> int:
+    def resume(
+        self, learner: Learner, tasks: list[Task], measured: Measured, optimizers: Optimizers, order: torch.Generator
+    ) -> int:
         """Put everything back as it was when the last finished task ended; how many tasks that were, 0 for none.
 
         A damaged file is reported by a warning and set aside, and the run begins anew.
@@ -72,34 +79,60 @@ class Checkpoint:
             )
             return 0
         self._same_run(there)
-        stored = _Stored.read(self.path, header, tensors, type(learner))
+        stored = saving.Stored.read(self.path, header, tensors, type(learner))
         for task in tasks[:n]:
             certificate.check_data(task, stored.certificate[task.id])
         stored.into(learner)
         learner.train(bool(run["training"]))
-        learner.revisit(tasks[:n])
+        learner.on_resume(tasks[:n])
         measured.accuracy[:] = tensors["run/accuracy"].numpy()
         measured.baseline[:] = tensors["run/baseline"].numpy()
-        measured.curves[:] = numbers["curves"]
+        measured.curves[:], measured.within[:] = numbers["curves"], numbers.get("within", [])
         measured.seconds = numbers["seconds"]
-        _set_random_states(tensors, numbers["random"], order, learner.device)
+        optimizers.unpack(run.get("optimizer"), tensors)
+        states = {name.removeprefix(RANDOM): t for name, t in tensors.items() if name.startswith(RANDOM)}
+        set_random_states(states, numbers["random"], [order], learner.device)
         return n
 
-    def save(self, learner: Learner, finished: int, measured: Measured, order: torch.Generator) -> None:
+    def save(
+        self, learner: Learner, finished: int, measured: Measured, optimizers: Optimizers, order: torch.Generator
+    ) -> None:
         """Write the state after so many tasks: to a temporary name, onto the disk, and only then in its place."""
-        states, numbers = _random_states(order, learner.device)
+        random, numbers = random_states([order], learner.device)
+        states = {f"{RANDOM}{name}": state for name, state in random.items()}
+        kept, of_optimizer = optimizers.pack(learner)
         header = {
-            **learner.header(),
+            **saving.header(learner),
             "run": {
                 "identity": self.identity,
                 "finished": finished,
                 "training": learner.training,
-                "numbers": {"curves": measured.curves, "seconds": measured.seconds, "random": numbers},
+                "numbers": {
+                    "curves": measured.curves,
+                    "within": measured.within,
+                    "seconds": measured.seconds,
+                    "random": numbers,
+                },
+                "optimizer": kept,
             },
         }
+        states |= of_optimizer
         states["run/accuracy"] = torch.from_numpy(measured.accuracy)
         states["run/baseline"] = torch.from_numpy(measured.baseline)
-        files.write(self.path, header, learner.pack(dict(learner.state_dict())) | states)
+        files.write(self.path, header, saving.tensors(learner) | states)
+
+    def lesson(self, learner: Learner, task: Task, order: torch.Generator) -> Lesson:
+        """The task to be learned next, from where it was broken off; a damaged file is set aside."""
+        path = self.path.with_name(WITHIN)
+        try:
+            lesson = Lesson(path, learner, [order])
+        except ValueError as error:
+            aside = files.set_aside(path)
+            warnings.warn(f"{error}; it was set aside as {aside.name}, and the task begins anew", stacklevel=4)
+            lesson = Lesson(path, learner, [order])
+        if lesson.task_id != task.id:  # of a task that is learned by now, or not yet again
+            lesson.remove()
+        return lesson
 
     def _same_run(self, there: dict[str, Any]) -> None:
         differ = [name for name in {**self.identity, **there} if self.identity.get(name) != there.get(name)]
@@ -119,36 +152,3 @@ def learner_file(path: str | Path) -> Path:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _random_states(order: torch.Generator, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The states of all random generators that a run, or a method of anyone's own, may draw from."""
-    _, numbers, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    states = {
-        "run/random/torch": torch.get_rng_state(),
-        "run/random/order": order.get_state(),
-        "run/random/python": torch.tensor(numbers, dtype=torch.int64),
-        "run/random/numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
-    }
-    if device.type == "cuda":
-        for i in range(torch.cuda.device_count()):
-            states[f"run/random/cuda/{i}"] = torch.cuda.get_rng_state(i)
-    elif device.type == "mps":
-        states["run/random/mps"] = torch.mps.get_rng_state()
-    return states, {"python": gauss, "numpy": [str(kind), int(position), int(has_gauss), float(cached)]}
-
-
-def _set_random_states(
-    states: dict[str, Tensor], numbers: dict[str, Any], order: torch.Generator, device: torch.device
-) -> None:
-    torch.set_rng_state(states["run/random/torch"])
-    order.set_state(states["run/random/order"])
-    random.setstate((3, tuple(states["run/random/python"].tolist()), numbers["python"]))
-    kind, position, has_gauss, cached = numbers["numpy"]
-    np.random.set_state((kind, states["run/random/numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
-    if device.type == "cuda":
-        for i in range(torch.cuda.device_count()):
-            torch.cuda.set_rng_state(states[f"run/random/cuda/{i}"], i)
-    elif device.type == "mps":
-        torch.mps.set_rng_state(states["run/random/mps"])

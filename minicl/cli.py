@@ -34,6 +34,12 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any], float]] = {
 }
 """By name: the class in torch.optim, its settings, and the learning rate where none is given."""
 
+KNOWN = {
+    "told": "the task id is known at test time",
+    "inferred": "the task id is told in training, and guessed at test time",
+    "nobody": "nobody knows the task id at test time",
+}
+
 WRITTEN_AS = "minicl run finetune split-digits --scenario class --epochs 5 --seed 0 --out result.json"
 
 
@@ -122,6 +128,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="a hyperparameter of the method, its value as JSON; may be given again",
     )
+    run.add_argument(
+        "--preset", action="store_true", help="use what was searched for this method and stream; says what that is"
+    )
     training = run.add_argument_group("training")
     _training_arguments(training)
     training.add_argument(
@@ -129,6 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     training.add_argument(
         "--checkpoint", metavar="FOLDER", help="write everything there after each task, and go on from what is there"
+    )
+    training.add_argument(
+        "--checkpoint-every", type=_whole(1), metavar="N", help="also within a task, after so many steps"
     )
     output = run.add_argument_group("output")
     output.add_argument("--out", metavar="FILE", help="write the result there, as JSON")
@@ -156,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     _training_arguments(training)
     training.add_argument("--seeds", type=_whole(1, 10**6), default=5, metavar="N", help="seeds 0 to N-1 (default: 5)")
     work = compare.add_argument_group("where")
-    work.add_argument("--jobs", type=_whole(1), metavar="N", help="runs at once (default: one a core)")
+    work.add_argument("--jobs", type=_whole(1), metavar="N", help="runs at once (default: one per core)")
     work.add_argument("--backend", default="loky", help="loky (this machine's cores, the default) or dask")
     work.add_argument("--scheduler", metavar="ADDRESS", help="of Dask, such as tcp://host:8786")
     output = compare.add_argument_group("output")
@@ -193,7 +205,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _stream_arguments(group: Any) -> None:
     group.add_argument("--tasks", type=_whole(1), metavar="N", help="number of tasks (default: the stream's own)")
-    group.add_argument("--n-train", type=_whole(1), metavar="N", help="at most so many training samples a task")
+    group.add_argument("--classes", metavar="LISTS", help="classes of each task of a split: 0,1,2,3/4,5/6,7,8,9")
+    group.add_argument("--first", type=_whole(1), metavar="N", help="classes of a split's first task (rest: shared)")
+    group.add_argument("--class-order", metavar="ORDER", help="of a split: seed, or all classes, such as 9,8,7,6,5")
+    group.add_argument("--n-train", type=_whole(1), metavar="N", help="at most so many training samples per task")
     group.add_argument("--root", metavar="FOLDER", help="where torchvision's data sets are, or go")
     group.add_argument("--download", action="store_true", help="let torchvision fetch what is missing there")
 
@@ -208,11 +223,20 @@ def _network_argument(group: Any) -> None:
 
 def _training_arguments(group: Any) -> None:
     group.add_argument("--epochs", type=_whole(1), default=10, metavar="N", help="passes over each task (default: 10)")
-    group.add_argument("--batch-size", type=_whole(1), default=32, metavar="N", help="samples a step (default: 32)")
+    group.add_argument("--batch-size", type=_whole(1), default=32, metavar="N", help="samples per step (default: 32)")
     group.add_argument("--optimizer", default="sgd", help=f"{', '.join(OPTIMIZERS)} (default: sgd)")
     group.add_argument("--lr", type=_rate, metavar="RATE", help="learning rate (default: the optimiser's)")
+    group.add_argument(
+        "--keep-optimizer", action="store_true", help="keep one optimiser for all tasks (default: a new one for each)"
+    )
     group.add_argument("--patience", type=_whole(1), metavar="N", help="stop early, by validation accuracy")
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    group.add_argument(
+        "--infer",
+        metavar="RULE",
+        help="in scenario class or domain: guess the task id that a method must be told, by softmax, entropy, logit, "
+        "energy, gradient or rotation (with --set rotations=true)",
+    )
 
 
 # torch and everything that needs it are imported by the commands: `minicl --help` answers at once.
@@ -227,7 +251,48 @@ def _version() -> str:
         return "minicl (not installed)"
 
 
+PRESET_SAYS: dict[str, Any] = {
+    **dict.fromkeys(("tasks", "n_train", "classes", "first", "class_order", "network", "lr", "patience")),
+    "set": [],
+    "epochs": 10,
+    "batch_size": 32,
+    "optimizer": "sgd",
+    "keep_optimizer": False,
+}
+"""What a preset decides, and what is there where nobody asked for anything else."""
+
+
+def _run_preset(given: argparse.Namespace) -> Any:
+    """The result of `minicl run METHOD STREAM --preset`."""
+    from . import files
+    from .presets import preset
+    from .training import check_device
+
+    asked = [name for name, usual in PRESET_SAYS.items() if getattr(given, name) != usual]
+    if asked:
+        option = f"--{asked[0].replace('_', '-')}"
+        raise ValueError(f"{option} was given, and --preset says what it is; allowed: one of the two")
+    found = preset(given.method, given.stream, given.scenario)
+    check_device(given.device)
+    if given.out is not None:
+        files.check_writable(given.out)
+    print(f"minicl: preset: {found}", file=sys.stderr)
+    return found.run(
+        given.seed,
+        device=given.device,
+        progress=False if given.quiet or given.json else None,
+        checkpoint=given.checkpoint,
+        checkpoint_every=given.checkpoint_every,
+        infer=given.infer,
+    )
+
+
 def _run(given: argparse.Namespace) -> int:
+    return _told(given, _run_preset(given) if given.preset else _run_as_given(given))
+
+
+def _run_as_given(given: argparse.Namespace) -> Any:
+    """The result of `minicl run METHOD STREAM`."""
     import minicl
 
     from . import files, networks
@@ -238,30 +303,37 @@ def _run(given: argparse.Namespace) -> int:
     hyperparameters = _hyperparameters(given.method, method, given.set)
     optimizer = _optimizer(given)
     check_scenario(given.scenario)
-    if method.needs_task_id and given.scenario != "task":
+    if method.needs_task_id and given.scenario != "task" and given.infer is None:
         raise ValueError(
             f"{given.method} must be told the task id at test time, and scenario {given.scenario!r} gives none; "
-            "allowed: --scenario task"
+            "allowed: --scenario task, or --infer RULE, such as --infer softmax, which guesses it"
         )
     if given.network is not None:
         networks.layers(given.network)
     check_device(given.device)
     if given.out is not None:
         files.check_writable(given.out)  # now, and not after an hour of training
-    stream = _made(_stream(given.stream, given.scenario, given), given.seed)
+    stream = _quietly(_stream(given.stream, given.scenario, given), seed=given.seed)
     backbone = networks.by_name(given.network, tuple(stream[0].example.shape[1:]))
-    result = minicl.run(
+    return minicl.run(
         method(backbone, **hyperparameters),
         stream,
         epochs=given.epochs,
         batch_size=given.batch_size,
         optimizer=optimizer,
         patience=given.patience,
+        fresh_optimizer=not given.keep_optimizer,
         seed=given.seed,
         device=given.device,
         progress=False if given.quiet or given.json else None,
         checkpoint=given.checkpoint,
+        checkpoint_every=given.checkpoint_every,
+        infer=given.infer,
     )
+
+
+def _told(given: argparse.Namespace, result: Any) -> int:
+    """Write a result where that was asked for, and print it; the exit code."""
     failed = None
     if given.out is not None:
         try:
@@ -285,27 +357,44 @@ def _optimizer(given: argparse.Namespace) -> Any:
 
 def _stream(name: str, scenario: str, given: argparse.Namespace) -> Any:
     """What makes the stream of that name, given a seed."""
-    import minicl
-
+    from . import streams
     from .tasks import check_scenario
 
     check_scenario(scenario)
-    kind, _, dataset = name.partition("-")
-    make_stream = _one_of("stream", kind, minicl.STREAMS, f"{name!r}", "-DATASET")
-    options = {"n_train": given.n_train, "root": given.root, "download": given.download}
-    if given.tasks is not None:
-        options["n_tasks"] = given.tasks
-    if dataset not in minicl.DATASETS:
-        known = ", ".join(f"{kind}-{name}" for name in minicl.DATASETS)
-        raise ValueError(f"unknown stream {name!r}; allowed: {known}")
+    chosen: dict[str, Any] = {} if given.tasks is None else {"n_tasks": given.tasks}
+    if given.classes is not None:
+        chosen["classes"] = [_labels(group) for group in given.classes.split("/")]
+    if given.class_order is not None:
+        chosen["class_order"] = "seed" if given.class_order == "seed" else _labels(given.class_order)
+    if given.first is not None:
+        chosen["first"] = given.first
+    of_splits = [f"--{option}" for option in ("classes", "first", "class-order") if option.replace("-", "_") in chosen]
+    if of_splits and not name.startswith("split-"):
+        raise ValueError(
+            f"{of_splits[0]} says which classes a task has, and {name} has all in each; allowed: split-..."
+        )
+    make = streams.by_name(
+        name, scenario=scenario, n_train=given.n_train, root=given.root, download=given.download, **chosen
+    )
+    _check_root(name.partition("-")[2], given)
+    return make
+
+
+def _labels(text: str) -> list[int | str]:
+    """Classes as they are written on a command line: numbers, or texts."""
+    words = [word.strip() for word in text.split(",")]
+    return [int(word) if word.lstrip("-").isdecimal() else word for word in words]
+
+
+def _check_root(dataset: str, given: argparse.Namespace) -> None:
     if given.root is None and dataset != "digits":
         raise ValueError(f"{dataset} is read from a folder: name it with --root FOLDER, and add --download to fetch it")
-    return partial(make_stream, dataset, scenario=scenario, **options)
 
 
-def _made(make: Any, seed: int) -> Any:
-    with contextlib.redirect_stdout(sys.stderr):  # what a download says of itself is no part of the result
-        return make(seed=seed)
+def _quietly(make: Any, *arguments: Any, **settings: Any) -> Any:
+    """A stream; what a download says of itself is no part of the result."""
+    with contextlib.redirect_stdout(sys.stderr):
+        return make(*arguments, **settings)
 
 
 def _compare(given: argparse.Namespace) -> int:
@@ -318,7 +407,7 @@ def _compare(given: argparse.Namespace) -> int:
         methods.append((name, _hyperparameters(name, method, pairs)))
     streams = [_stream(name, scenario, given) for name in given.stream for scenario in given.scenario]
     for make in streams:
-        _made(make, 0)  # data that are missing, or tasks that cannot be, are found out now
+        _quietly(make, seed=0)  # data that are missing, or tasks that cannot be, are found out now
     done = minicl.sweep(
         methods,
         streams,
@@ -329,7 +418,9 @@ def _compare(given: argparse.Namespace) -> int:
         batch_size=given.batch_size,
         optimizer=_optimizer(given),
         patience=given.patience,
+        fresh_optimizer=not given.keep_optimizer,
         device=given.device,
+        infer=given.infer,
         jobs=given.jobs,
         backend=given.backend,
         scheduler=given.scheduler,
@@ -377,7 +468,7 @@ def _damage_told() -> Iterator[None]:
 def _certify(given: argparse.Namespace) -> int:
     import minicl
 
-    from . import checkpoint, files, networks
+    from . import checkpoint, files, networks, streams
 
     path = checkpoint.learner_file(given.learner)
     header, _ = files.read(path)
@@ -385,17 +476,17 @@ def _certify(given: argparse.Namespace) -> int:
     if method is None:
         raise ValueError(f"{path} holds a {header.get('method')}; allowed: {', '.join(minicl.METHODS)}")
     if given.stream is not None:
-        stream = _made(_stream(given.stream, given.scenario, given), given.seed)
+        stream = _quietly(_stream(given.stream, given.scenario, given), seed=given.seed)
     else:
-        settings = dict(header.get("run", {}).get("identity", {}).get("stream", {}))
-        kind = settings.pop("kind", None)
-        if kind not in minicl.STREAMS or settings.get("dataset") not in minicl.DATASETS:
-            raise ValueError(f"{path} does not say of which stream its tasks are; name it with --stream STREAM")
-        if settings["dataset"] != "digits" and given.root is None:
-            raise ValueError(f"{settings['dataset']} is read from a folder: name it with --root FOLDER")
-        accepted = inspect.signature(minicl.STREAMS[kind]).parameters
-        kept = {name: value for name, value in settings.items() if name in accepted}
-        stream = minicl.STREAMS[kind](**kept, root=given.root, download=given.download)
+        settings = header.get("run", {}).get("identity", {}).get("stream", {})
+        try:
+            streams.by_name(f"{settings.get('kind')}-{settings.get('dataset')}")
+        except ValueError as error:
+            raise ValueError(
+                f"{path} does not say of which stream its tasks are; name it with --stream STREAM"
+            ) from error
+        _check_root(settings["dataset"], given)
+        stream = _quietly(streams.from_settings, settings, root=given.root, download=given.download)
     backbone = networks.by_name(given.network, tuple(stream[0].example.shape[1:]))
     try:
         learner = method.load(path, backbone)
@@ -404,9 +495,9 @@ def _certify(given: argparse.Namespace) -> int:
     return 0 if minicl.certify(learner, stream) else FAILED
 
 
-def _one_of(what: str, name: str, allowed: Any, said: str | None = None, suffix: str = "") -> Any:
+def _one_of(what: str, name: str, allowed: Any) -> Any:
     if name not in allowed:
-        raise ValueError(f"unknown {what} {said or repr(name)}; allowed: {', '.join(f'{a}{suffix}' for a in allowed)}")
+        raise ValueError(f"unknown {what} {name!r}; allowed: {', '.join(allowed)}")
     return allowed[name]
 
 
@@ -481,7 +572,8 @@ def _methods(given: argparse.Namespace) -> int:
         return 0
     for row in rows:
         settings = ", ".join(f"{key}={value!r}" for key, value in row["hyperparameters"].items())
-        print(f"{row['name']}{'  (must be told the task id: scenario task alone)' if row['needs_task_id'] else ''}")
+        told = "  (must be told the task id: scenario task, or --infer RULE)" if row["needs_task_id"] else ""
+        print(f"{row['name']}{told}")
         print(f"    {row['what']}")
         if settings:
             print(f"    --set {settings}")
@@ -519,7 +611,7 @@ def _for_people(result: Any, out: str | None) -> str:
     width = max(6, len(f"task {len(tasks)}") + 1)
     lines = [
         f"{result.method} on {result.stream['name']}, scenario {result.scenario}, seed {result.seed}; "
-        f"{'the task id is known at test time' if result.knows_task_id else 'nobody knows the task id at test time'}",
+        f"{KNOWN[result.task_id]}",
         "",
         "accuracy in %, each row after learning one more task:",
         " " * 14 + "".join(f"{f'task {j}':>{width}}" for j in tasks),

@@ -1,7 +1,7 @@
-"""Where images come from: scikit-learn's digits (no download) and torchvision's data sets by name, or your own.
+"""Where data come from: scikit-learn's digits (no download) and torchvision's data sets by name, or your own.
 
-Every data set becomes two `Samples`, train and test, held as tensors once: images float32 in [0, 1] of shape
-(n, channels, height, width), labels int64 of shape (n,).
+Every data set becomes two parts, train and test, held as tensors or read on demand (see `minicl.samples`): images
+float32 in [0, 1] of shape (n, channels, height, width), labels int64 of shape (n,).
 """
 
 from __future__ import annotations
@@ -9,14 +9,20 @@ from __future__ import annotations
 import pickle
 import sys
 import urllib.error
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
+
+from .arrays import Name, as_input, as_labels, as_targets, as_tensor, check_integers, coded, is_pair, kind
+from .samples import LazySamples as LazySamples
+from .samples import Samples as Samples
+from .sources import Collate, Items, is_mapped, seeded
 
 TORCHVISION = {
     "mnist": "MNIST",
@@ -29,35 +35,13 @@ TORCHVISION = {
 NAMES = ("digits", *TORCHVISION)
 
 
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Inputs `x`, shape (n, ...), and labels `y`, int64 of shape (n,)."""
-
-    x: Tensor
-    y: Tensor
-
-    def __post_init__(self) -> None:
-        if len(self.x) != len(self.y):
-            raise ValueError(f"{len(self.x)} inputs but {len(self.y)} labels: there must be one label an input")
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def __getitem__(self, index: Any) -> Samples:
-        return Samples(self.x[index], self.y[index])
-
-    def to(self, device: torch.device | str) -> Samples:
-        """The same samples on `device`."""
-        return Samples(self.x.to(device), self.y.to(device))
-
-
 def load(
     dataset: str | tuple[Any, Any] = "digits",
     root: str | Path | None = None,
     download: bool = False,
     size: int = 64,
 ) -> tuple[Samples, Samples]:
-    """Train and test samples of a data set.
+    """Train and test samples of a data set, held as tensors; floating-point inputs as float32.
 
     Args:
         dataset: one of `NAMES`, or a pair (train, test) of torch datasets (or of `Samples`, or of (x, y) tensors).
@@ -70,13 +54,21 @@ def load(
         FileNotFoundError: the files are not under `root`; the message says which command fetches them.
         ConnectionError: they could not be downloaded.
     """
+    train, test = find(dataset, root, download, size)
+    return as_samples(train, "train"), as_samples(test, "test")
+
+
+def find(
+    dataset: str | tuple[Any, Any], root: str | Path | None, download: bool, size: int, held: bool = True
+) -> tuple[Any, Any]:
+    """The two parts of a data set as they come; arguments and errors as for `load`. Not held: as little as possible."""
     if not isinstance(dataset, str):
         if not isinstance(dataset, (tuple, list)) or len(dataset) != 2:
             raise ValueError(
-                f"dataset is {_kind(dataset)}; allowed: a name ({', '.join(NAMES)}) "
+                f"dataset is {kind(dataset)}; allowed: a name ({', '.join(NAMES)}) "
                 "or a pair (train, test) of torch datasets"
             )
-        return as_samples(dataset[0], "train"), as_samples(dataset[1], "test")
+        return dataset[0], dataset[1]
     if dataset == "digits":
         return _digits()
     if dataset not in TORCHVISION:
@@ -85,74 +77,106 @@ def load(
         )
     if root is None:
         raise ValueError(f"{dataset!r} is read from a folder of your choice: give it as root, for example root='data'")
-    return _from_torchvision(dataset, Path(root), download, size)
+    return _from_torchvision(dataset, Path(root), download, size, held)
+
+
+def names_of(dataset: Any, data: Any, labels: Sequence[int | str]) -> dict[int | str, str]:
+    """What a data set calls the classes that it has integers for: those in its attribute `classes`, by label.
+
+    `dataset` is how it was named, `data` its training part. Empty where it has none, or none that says more than the
+    number ("3 - three"), or where labels are names already.
+    """
+    while isinstance(data, Subset):
+        data = data.dataset
+    if isinstance(dataset, str) and dataset in TORCHVISION:
+        data = getattr(torchvision().datasets, TORCHVISION[dataset])
+    names = getattr(data, "classes", None)
+    if not isinstance(names, (list, tuple)) or any(type(name) is not str or not name for name in names):
+        return {}
+    if any(type(label) is not int or not 0 <= label < len(names) for label in labels) or len({*names}) < len(names):
+        return {}
+    found: dict[int | str, str] = {label: names[int(label)] for label in labels}
+    return {} if all(name.split()[0].startswith(str(label)) for label, name in found.items()) else found
 
 
 def as_samples(data: Any, part: str = "data") -> Samples:
-    """A torch dataset of (input, label) pairs, decoded once into tensors. uint8 images become float32 in [0, 1]."""
+    """A part of a data set, read once and held; its floating-point inputs as float32. See `minicl.arrays`."""
+    samples, _ = ingest(data, Name(part))
+    if not isinstance(samples, Samples):
+        samples = samples.take(slice(None))
+    return samples.with_labels(check_integers(samples.y, Name(part))).to(dtype=torch.float32)
+
+
+Names = tuple[str, ...] | None
+"""The classes, in the order of their numbers, where labels were texts."""
+
+
+def ingest(
+    data: Any,
+    name: Name,
+    collate: Collate | None = None,
+    *,
+    hold_arrays: bool = True,
+    hold_items: bool = True,
+    targets: bool = False,
+) -> tuple[Samples | LazySamples, Names]:
+    """Samples from whatever people bring: a data set, (x, y), a list of items, or samples.
+
+    Args:
+        collate: for what is read on demand.
+        hold_arrays: hold (x, y) as tensors; memory-mapped files are read on demand all the same.
+        hold_items: read a data set once, item by item, and hold it. A list of items is held already.
+        targets: labels are no classes, but numbers of any shape and type.
+
+    Raises:
+        ValueError: see `LazySamples`.
+    """
+    if isinstance(data, LazySamples):
+        return data, data.names
+    arrays, rows = _arrays_of(data)
+    if arrays is not None and hold_arrays and not is_mapped(arrays[0]):
+        x = as_input(arrays[0], name)
+        y = as_targets(arrays[1], name) if targets else as_labels(arrays[1], name)
+        codes, names = (y, None) if isinstance(y, Tensor) else coded(y)
+        held = Samples(x, codes)
+        return (held if rows is None else held[rows]), names
+    if arrays is not None:
+        lazy = LazySamples(arrays, name=name, targets=targets)
+        return (lazy if rows is None else lazy.subset(rows)), lazy.names
+    if collate is not None or not (hold_items or isinstance(data, (list, tuple))):
+        lazy = LazySamples(data, collate, name, targets)
+        return lazy, lazy.names
+    return _held(Items(data, None, name, targets), name)
+
+
+def _arrays_of(data: Any) -> tuple[Any, Tensor | None]:
+    """The (x, y) that data are made of, and which rows of it; None where data are no arrays."""
     if isinstance(data, Samples):
-        x, y = data.x, data.y
-    elif isinstance(data, torch.utils.data.TensorDataset) and len(data.tensors) == 2:
-        x, y = data.tensors
-    elif isinstance(data, (tuple, list)) and len(data) == 2 and all(map(_is_array, data)):
-        x, y = map(torch.as_tensor, data)
-    else:
-        x, y = _decode(data, part)
-    if y.is_floating_point() or y.is_complex() or y.ndim != 1:
-        raise ValueError(
-            f"the labels of the {part} samples are {y.dtype} of shape {tuple(y.shape)}; allowed: integers of shape (n,)"
-        )
-    if x.dtype == torch.uint8:
-        x = x.float() / 255
-    elif x.dtype in (torch.float64, torch.float16, torch.bfloat16, torch.bool):
-        x = x.float()
-    return Samples(x, y.long())
+        return (data.x, data.y), None
+    if isinstance(data, TensorDataset) and len(data.tensors) == 2:
+        return data.tensors, None
+    if isinstance(data, Subset):
+        arrays, rows = _arrays_of(data.dataset)
+        indices = torch.as_tensor(list(data.indices), dtype=torch.long)
+        return arrays, indices if rows is None else rows[indices]
+    return (data if is_pair(data) else None), None
 
 
-def _decode(data: Any, part: str) -> tuple[Tensor, Tensor]:
-    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__") or isinstance(data, (str, dict)):
-        raise ValueError(
-            f"the {part} data is {_kind(data)}; allowed: a torch dataset with a length, whose items are (input, label)"
-        )
-    pairs = [data[i] for i in range(len(data))]
-    if not pairs:
-        raise ValueError(f"the {part} data set is empty; at least one sample is needed")
-    if not isinstance(pairs[0], (tuple, list)) or len(pairs[0]) != 2:
-        raise ValueError(f"an item of the {part} data set is {_kind(pairs[0])}; allowed: a pair (input, label)")
-    inputs = [_as_tensor(image) for image, _ in pairs]
-    shapes = sorted({tuple(image.shape) for image in inputs})
-    if len(shapes) > 1:
-        raise ValueError(
-            f"the {part} data set has inputs of different shapes, such as {shapes[0]} and {shapes[-1]}; "
-            "give it a transform that brings them to one shape"
-        )
-    labels = [_as_label(label, part) for _, label in pairs]
-    return torch.stack(inputs), torch.stack(labels)
-
-
-def _as_label(label: Any, part: str) -> Tensor:
-    try:
-        number = torch.as_tensor(label)
-    except (TypeError, ValueError, RuntimeError):
-        number = torch.empty(0)
-    if number.numel() != 1 or number.is_floating_point() or number.is_complex():
-        raise ValueError(f"the {part} data set has labels that are not single integers, such as {label!r}")
-    return number.reshape(()).long()
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, Tensor) or type(value).__module__ == "numpy"
-
-
-def _as_tensor(image: Any) -> Tensor:
-    if isinstance(image, Tensor):
-        return image
-    import numpy as np
-
-    array = torch.from_numpy(np.array(image))  # pictures (PIL) and arrays alike; a copy, hence writable
-    if hasattr(image, "getbands"):  # a PIL picture: (h, w) or (h, w, c)
-        array = array.unsqueeze(0) if array.ndim == 2 else array.permute(2, 0, 1)
-    return array
+def _held(source: Items, name: Name) -> tuple[Samples, Names]:
+    """All items of a data set, read once. What they draw at random comes from a fixed seed, and a warning says so."""
+    if not len(source):
+        raise ValueError(f"{name('data set')} is empty; at least one sample is needed")
+    with seeded(0) as drew:
+        x, labels = source.read(torch.arange(len(source)))
+        if drew():
+            warnings.warn(
+                f"{name('data set')} drew random numbers while it was read, and it is read once: every epoch would see "
+                "the same draw. For a new one in each epoch: split(..., held=False), or run(..., augment=f)",
+                stacklevel=5,
+            )
+    y = as_targets(labels, name) if source.targets else as_labels(labels, name)
+    codes, names = (y, None) if isinstance(y, Tensor) else coded(y)
+    return Samples(x, codes), names
 
 
 def _digits() -> tuple[Samples, Samples]:
@@ -167,7 +191,7 @@ def _digits() -> tuple[Samples, Samples]:
     return Samples(x[train], y[train]), Samples(x[test], y[test])
 
 
-def _from_torchvision(name: str, root: Path, download: bool, size: int) -> tuple[Samples, Samples]:
+def _from_torchvision(name: str, root: Path, download: bool, size: int, held: bool) -> tuple[Any, Any]:
     datasets = torchvision().datasets
     maker: Callable[..., Any] = getattr(datasets, TORCHVISION[name])
 
@@ -190,25 +214,31 @@ def _from_torchvision(name: str, root: Path, download: bool, size: int) -> tuple
                 "delete them and fetch them again with download=True"
             ) from error
 
-    if name == "flowers102":
-        transform = _square(size)
-        train = [as_samples(parts(split=split, transform=transform), split) for split in ("train", "val")]
-        return Samples(torch.cat([s.x for s in train]), torch.cat([s.y for s in train])), as_samples(
-            parts(split="test", transform=transform), "test"
-        )
-    return _raw(parts(train=True)), _raw(parts(train=False))
+    if name != "flowers102":
+        train, test = parts(train=True), parts(train=False)
+        return (_raw(train), _raw(test)) if held else (_bytes(train), _bytes(test))
+    transform = _square(size)
+    train, valid, test = (parts(split=split, transform=transform) for split in ("train", "val", "test"))
+    for dataset in (train, valid, test):
+        dataset.targets = getattr(dataset, "_labels", None)  # told, so that no picture is decoded for its label
+    return ConcatDataset([train, valid]), test
 
 
 def _raw(dataset: Any) -> Samples:
     """The arrays that torchvision already holds, without decoding picture by picture."""
+    x, y = _bytes(dataset)
+    return Samples((x.float() / 255).contiguous(), y)
+
+
+def _bytes(dataset: Any) -> tuple[Tensor, Tensor]:
+    """The same as uint8, shape (n, channels, height, width)."""
     x, y = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
-    x = x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)
-    return Samples((x.float() / 255).contiguous(), y.long())
+    return x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2), y.long()
 
 
 def _square(size: int) -> Callable[[Any], Tensor]:
     def transform(picture: Any) -> Tensor:
-        return _as_tensor(picture.convert("RGB").resize((size, size)))
+        return as_tensor(picture.convert("RGB").resize((size, size)), Name())
 
     return transform
 
@@ -238,7 +268,3 @@ def torchvision() -> ModuleType:
     except ImportError as error:
         raise ImportError("this data set comes through torchvision: pip install 'minicl[vision]'") from error
     return torchvision
-
-
-def _kind(value: Any) -> str:
-    return f"{value!r}" if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"

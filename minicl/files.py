@@ -1,4 +1,4 @@
-"""Files that cannot harm: safetensors with a JSON header, and JSON; written whole or not at all."""
+"""Safetensors with a JSON header, and JSON, written atomically; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,11 @@ def digest(text: str, tensors: dict[str, Tensor]) -> str:
     sums = hashlib.blake2b(text.encode(), digest_size=20)
     for name in sorted(tensors):
         sums.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        sums.update(bits(tensors[name]))
+        sums.update(raw_bytes(tensors[name]))
     return sums.hexdigest()
 
 
-def bits(tensor: Tensor) -> Any:
+def raw_bytes(tensor: Tensor) -> Any:
     """The bytes of a tensor, for a digest."""
     flat = tensor.detach().cpu().contiguous().flatten()
     return flat.view(torch.uint8).numpy() if flat.numel() else b""
@@ -100,6 +101,24 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(
             f"{str(path)!r} is not readable JSON (damaged, cut short, or something else): {error}"
         ) from error
+
+
+def with_digest(value: dict[str, Any]) -> dict[str, Any]:
+    """The value, and beside it a digest of all the rest."""
+    return {**value, "digest": digest(json.dumps(value, sort_keys=True), {})}
+
+
+def check_digest(path: str | Path, value: dict[str, Any]) -> None:
+    """Hold a value that was read from `path` against its digest; a warning where it was written without one.
+
+    Raises:
+        ValueError: the digest is that of something else: the file is damaged.
+    """
+    rest = {name: item for name, item in value.items() if name != "digest"}
+    if "digest" not in value:
+        warnings.warn(f"{str(path)!r} has no digest, so damage to it would not be seen; save it again", stacklevel=3)
+    elif value["digest"] != digest(json.dumps(rest, sort_keys=True), {}):
+        raise ValueError(f"{str(path)!r} is damaged: its content does not match its digest")
 
 
 def check_writable(path: str | Path) -> None:
@@ -139,15 +158,15 @@ def atomically(path: str | Path, write: Callable[[str], Any]) -> None:
     try:
         write(temporary)
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's own mode is for secrets
-        _onto_the_disk(temporary)  # before the name: or the name might outlive a crash, and the content not
+        _fsync(temporary)  # before the name: or the name might outlive a crash, and the content not
         os.replace(temporary, path)
-        _onto_the_disk(path.parent)
+        _fsync(path.parent)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
 
 
-def _onto_the_disk(path: str | Path) -> None:
+def _fsync(path: str | Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     try:
         handle = os.open(path, os.O_RDONLY)
@@ -169,7 +188,7 @@ def set_aside(path: str | Path) -> Path:
     return aside
 
 
-def sweep_up(folder: str | Path, name: str = "") -> None:
+def remove_temporaries(folder: str | Path, name: str = "") -> None:
     """Remove what a killed process left half written in a folder, for files whose names begin with `name`."""
     for left in Path(folder).glob(f".{name}*.tmp"):
         with contextlib.suppress(OSError):
@@ -198,3 +217,48 @@ def jsonable(value: Any) -> Any:
 def is_placeholder(value: Any) -> bool:
     """Whether `jsonable` put this in the place of something it could not hold."""
     return isinstance(value, dict) and value.keys() == {"not_saved"}
+
+
+def packed(value: Any, prefix: str, what: str) -> tuple[Any, dict[str, Tensor]]:
+    """A value made of numbers, texts, tensors, and dicts, lists and tuples of them, as JSON beside tensors by name.
+
+    Args:
+        prefix: the names of the tensors begin with it.
+        what: what an error calls the value.
+
+    Raises:
+        ValueError: something else in it.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def put(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            name = f"{prefix}/{len(tensors)}"
+            tensors[name] = item.detach()
+            return {"tensor": name}
+        if isinstance(item, dict):
+            return {"dict": [[put(key), put(part)] for key, part in item.items()]}
+        if isinstance(item, (list, tuple)):
+            return {"list" if isinstance(item, list) else "tuple": [put(part) for part in item]}
+        if isinstance(item, np.generic):
+            return item.item()
+        if item is None or isinstance(item, (bool, int, float, str)):
+            return item
+        raise ValueError(
+            f"{what} holds a {type(item).__name__}; allowed in a file: numbers, texts, tensors, groups of them"
+        )
+
+    return put(value), tensors
+
+
+def unpacked(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of `packed`."""
+    if not isinstance(value, dict):
+        return value
+    ((kind, item),) = value.items()
+    if kind == "tensor":
+        return tensors[item]
+    if kind == "dict":
+        return {unpacked(key, tensors): unpacked(part, tensors) for key, part in item}
+    parts = [unpacked(part, tensors) for part in item]
+    return parts if kind == "list" else tuple(parts)

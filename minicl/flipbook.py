@@ -1,4 +1,4 @@
-"""Figures that the reader moves: a drawing a step and a slider, in one piece of HTML, with no kernel and no network."""
+"""Figures that the reader moves: a drawing per step and a slider, in one piece of HTML, without kernel or network."""
 
 from __future__ import annotations
 

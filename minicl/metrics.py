@@ -41,7 +41,7 @@ def forward_transfer(R: ArrayLike, b: ArrayLike) -> float:
     """
     R, b = _matrix(R), np.asarray(b, dtype=np.float64)
     if b.shape != (len(R),):
-        raise ValueError(f"b has shape {b.shape}; allowed: one accuracy at random initialisation a task, ({len(R)},)")
+        raise ValueError(f"b has shape {b.shape}; allowed: one accuracy at random initialisation per task, ({len(R)},)")
     return _mean(np.diag(R, k=1) - b[1:])
 
 
@@ -111,6 +111,11 @@ def _mean(values: Array) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
+def who_knows(scenario: str, settings: dict[str, Any]) -> str:
+    """Who knows the task id at test time, from what a result holds: "told", "inferred" or "nobody"."""
+    return "told" if scenario == "task" else "inferred" if settings.get("infer") else "nobody"
+
+
 @dataclass(eq=False)
 class Result:
     """What a run measured.
@@ -119,6 +124,8 @@ class Result:
         accuracy: R, shape (T, T); NaN where no head exists yet.
         baseline: accuracy of each task at random initialisation, shape (T,); NaN where no head exists before a task.
         learning_curves: for each task, accuracy on its test data before training and after each epoch.
+        within_tasks: for each task, accuracy on all tasks while it was learned, after every n-th epoch, shape (moments,
+            T); NaN where no head exists yet. Empty unless `run(evaluate_every=n)` asked for it.
         parameters: weights stored at the end.
         seconds: spent in training, evaluation left out.
         method, hyperparameters, needs_task_id: what learned, and whether it was told the task id at test time.
@@ -139,13 +146,21 @@ class Result:
     seed: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     capacity: dict[str, Any] = field(default_factory=dict)
+    within_tasks: list[Array] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.accuracy = _matrix(self.accuracy)
         self.baseline = np.asarray(self.baseline, dtype=np.float64)
         if self.baseline.shape != (len(self.accuracy),):
             raise ValueError(
-                f"baseline has shape {self.baseline.shape}; allowed: ({len(self.accuracy)},), one number a task"
+                f"baseline has shape {self.baseline.shape}; allowed: ({len(self.accuracy)},), one number per task"
+            )
+        self.within_tasks = [np.asarray(moments, dtype=np.float64) for moments in self.within_tasks]
+        shapes = {moments.shape[1:] for moments in self.within_tasks}
+        if self.within_tasks and (shapes != {(len(self.accuracy),)} or len(self.within_tasks) != len(self.accuracy)):
+            raise ValueError(
+                f"within_tasks has moments of shape {sorted(shapes)} for {len(self.within_tasks)} tasks; "
+                f"allowed: for each of {len(self.accuracy)} tasks, accuracies of shape (moments, {len(self.accuracy)})"
             )
         # The form in which a file holds them, from the beginning: what is loaded equals what was saved.
         for name in ("hyperparameters", "stream", "settings"):
@@ -177,13 +192,18 @@ class Result:
         """Whether anyone told the learner the task id at test time."""
         return self.scenario == "task"
 
+    @property
+    def task_id(self) -> str:
+        """Who knows the task id at test time: "told", "inferred" (the learner guesses it, see `run`), or "nobody"."""
+        return who_knows(self.scenario, self.settings)
+
     def save(self, path: str | Path) -> None:
         """Write the result to `path` as JSON. OSError where the path cannot be written.
 
         NaN becomes null in the matrix, the baseline and the curves. Elsewhere JSON has no word for NaN and infinity:
         they are written as {"float": "nan"}.
         """
-        files.write_json(path, self.as_json())
+        files.write_json(path, files.with_digest(self.as_json()))
 
     def as_json(self) -> dict[str, Any]:
         """What `save` writes."""
@@ -193,12 +213,17 @@ class Result:
     def load(cls, path: str | Path) -> Result:
         """The result saved at `path`, exactly as it was.
 
+        A file of minicl before 0.1 has no digest: it is loaded with a warning, since damage to it would not be seen.
+
         Raises:
             FileNotFoundError: no such file.
             ValueError: the file is damaged, or something else.
         """
         try:
-            return cls.from_json(files.read_json(path))
+            value = files.read_json(path)
+            result = cls.from_json(value)
+            files.check_digest(path, value)
+            return result
         except _NoResult as error:
             raise ValueError(f"{str(path)!r} holds {error}") from error
 
@@ -208,7 +233,9 @@ class Result:
         if not isinstance(value, dict) or value.get("kind") != "result" or value.get("format") != files.FORMAT:
             raise _NoResult(f"no result of minicl (format {files.FORMAT})")
         try:
-            return cls(**_decoded({name: item for name, item in value.items() if name not in ("kind", "format")}))
+            return cls(
+                **_decoded({name: item for name, item in value.items() if name not in ("kind", "format", "digest")})
+            )
         except (TypeError, ValueError, KeyError, OverflowError, RecursionError, AttributeError) as error:
             raise _NoResult(f"a result that is incomplete or damaged: {error}") from error
 
@@ -229,7 +256,7 @@ def _encoded(value: Any) -> Any:
     fields = {name: _finite(files.jsonable(item)) for name, item in value.items() if name not in MEASURED}
     for name in MEASURED:
         item = value[name]
-        fields[name] = _null(item.tolist() if isinstance(item, np.ndarray) else item)
+        fields[name] = _null(item)
     return {name: fields[name] for name in value}
 
 
@@ -239,6 +266,9 @@ def _decoded(fields: dict[str, Any]) -> dict[str, Any]:
     value["learning_curves"] = [[_number(a) for a in curve] for curve in value["learning_curves"]]
     for name in ("accuracy", "baseline"):
         value[name] = np.asarray(value[name], dtype=np.float64)
+    n_tasks = len(value["accuracy"])
+    within = [np.asarray(moments, dtype=np.float64) for moments in value.get("within_tasks", [])]
+    value["within_tasks"] = [moments.reshape(-1, n_tasks) if moments.size == 0 else moments for moments in within]
     for name, kinds in KINDS.items():
         if name in value and (
             not isinstance(value[name], kinds) or (isinstance(value[name], bool) and kinds is not bool)
@@ -247,7 +277,7 @@ def _decoded(fields: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-MEASURED = ("accuracy", "baseline", "learning_curves")
+MEASURED = ("accuracy", "baseline", "learning_curves", "within_tasks")
 KINDS: dict[str, Any] = {
     "parameters": int,
     "seconds": (int, float),
@@ -271,7 +301,7 @@ def _with_task_ids(value: Any) -> Any:
 
 
 def _null(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, np.ndarray)):
         return [_null(item) for item in value]
     return float(value) if math.isfinite(value) else None
 

@@ -6,9 +6,13 @@ Any other `nn.Module` with that shape of output serves as well; these are here s
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
+import warnings
+import weakref
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -39,7 +43,7 @@ def mlp(
     for n_in, n_out in pairwise(widths):
         layers.append(nn.Linear(n_in, n_out, bias=bias))
         layers += _after(activation, nn.BatchNorm1d(n_out) if batchnorm else None, dropout)
-    return _drawn(nn.Sequential(*layers))
+    return mark_initial(nn.Sequential(*layers))
 
 
 def cnn(
@@ -77,7 +81,7 @@ def cnn(
         layers += _after(activation, nn.BatchNorm2d(n_out) if batchnorm else None, dropout)
         if pool > 1:
             layers.append(nn.MaxPool2d(pool))
-    return _drawn(nn.Sequential(*layers, nn.Flatten()))
+    return mark_initial(nn.Sequential(*layers, nn.Flatten()))
 
 
 def layers(name: str) -> tuple[str, list[int]]:
@@ -123,26 +127,30 @@ def _check(name: str, sizes: tuple[int, ...], activation: Any, dropout: float) -
 # elsewhere, which may be pretrained, are taken as they come.
 
 
-def untouched(network: nn.Module) -> bool:
+def is_initial(network: nn.Module) -> bool:
     """Whether `network` comes from `mlp` or `cnn` and still has its first weights."""
-    first = getattr(network, "_first_weights", None)
+    first = getattr(network, "_initial_digest", None)
     return first is not None and first == _digest(network)
 
 
-def redraw(network: nn.Module) -> bool:
+def reinitialize(network: nn.Module) -> bool:
     """Draw the weights anew if `network` comes from `mlp` or `cnn` and still has its first weights; say if it did."""
-    if not untouched(network):
+    if not is_initial(network):
         return False
     for module in network.modules():
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
             reset()
-    network._first_weights = _digest(network)  # type: ignore[assignment]
+    network._initial_digest = _digest(network)  # type: ignore[assignment]
     return True
 
 
-def _drawn(network: nn.Sequential) -> nn.Sequential:
-    network._first_weights = _digest(network)  # type: ignore[assignment]
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def mark_initial(network: Network) -> Network:
+    """The network, whose present weights count as first ones from now on."""
+    network._initial_digest = _digest(network)  # type: ignore[assignment]
     return network
 
 
@@ -151,3 +159,57 @@ def _digest(network: nn.Module) -> str:
     for tensor in network.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy() if tensor.ndim else b"")
     return digest.hexdigest()
+
+
+def arguments(network: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a batch is handed to a network: as one argument, or by keyword.
+
+    A dictionary whose keys are all parameters of the network's `forward` is given by keyword, as token ids and their
+    mask are to a language model. Everything else is one argument.
+    """
+    if not isinstance(x, Mapping):
+        return (x,), {}
+    names = inspect.signature(network.forward).parameters
+    return ((), dict(x)) if x and all(name in names for name in x) else ((x,), {})
+
+
+_TRAINED_BY: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()
+
+
+def claim(backbone: nn.Module, learner: nn.Module) -> None:
+    """Remember who trains this network; a warning where another learner that still exists does so as well."""
+    ref = _TRAINED_BY.get(backbone)
+    other = None if ref is None else ref()
+    learns = any(p.requires_grad for p in backbone.parameters())  # one that is frozen may be shared
+    if other is not None and other is not learner and learns:
+        warnings.warn(
+            f"this {type(backbone).__name__} is the backbone of a {type(other).__name__} already: both would train the "
+            "same weights. Give each learner a network of its own, such as copy.deepcopy(backbone)",
+            stacklevel=4,
+        )
+    _TRAINED_BY[backbone] = weakref.ref(learner)
+
+
+def check_backbone(backbone: nn.Module, method: str) -> None:
+    """ValueError where a network cannot be trained task after task as it is."""
+    for name, module in backbone.named_modules():
+        if hasattr(module, "_orig_mod"):
+            raise ValueError(
+                f"{f'layer {name!r}' if name else 'the backbone'} was compiled (torch.compile), and {method} must "
+                "reach its weights; give the network itself, module._orig_mod, and compile what export returns"
+            )
+        if any(isinstance(p, nn.UninitializedParameter) for p in module.parameters(recurse=False)):
+            raise ValueError(
+                f"layer {name!r} ({type(module).__name__}) has no weights yet; run a batch through the network first"
+            )
+
+
+def no_sparse_gradients(backbone: nn.Module, method: str) -> None:
+    """ValueError where a layer of the backbone gives sparse gradients, which this method cannot work with."""
+    if isinstance(backbone, nn.Module):
+        for name, module in backbone.named_modules():
+            if getattr(module, "sparse", False):
+                raise ValueError(
+                    f"layer {name!r} ({type(module).__name__}) gives sparse gradients, which {method} cannot work "
+                    "with; allowed: sparse=False"
+                )

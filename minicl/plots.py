@@ -48,6 +48,7 @@ _DASHES: dict[str, Any] = {
     "regularization": "--",
     "replay": "-.",
     "expansion": (0, (6, 1.5, 1, 1.5, 1, 1.5)),
+    "prototypes": (0, (1, 2.5)),
 }
 
 
@@ -77,6 +78,11 @@ PALETTE: dict[str, dict[str, Any]] = {
     "Piggyback": _line("expansion", ROSE, "s"),
     "CPG": _line("expansion", BROWN, "v"),
     "DER": _line("expansion", BLUE, "X"),
+    "ICaRL": _line("replay", OLIVE, "v"),
+    "BiC": _line("replay", WINE, "P"),
+    "GenerativeReplay": _line("replay", BLACK, "X"),
+    "NCM": _line("prototypes", WINE, "o"),
+    "SLDA": _line("prototypes", BLUE, "s"),
 }
 """How each method is drawn in every chapter: colour, marker and line style, by the name of its class.
 
@@ -90,7 +96,7 @@ HATCHES: dict[str, str] = {
         PALETTE,
         (
             *("", "xxx", "...", "---", "///", "\\\\\\", "|||", "+++", "ooo", "***", "//..", "\\\\..", "||..", "--.."),
-            *("///--", "\\\\--", "//oo", "\\\\oo", "||oo", "--oo", "xx.."),
+            *("///--", "\\\\--", "//oo", "\\\\oo", "||oo", "--oo", "xx..", "++..", "xx--", "oo..", "**", "xx||"),
         ),
         strict=True,
     )
@@ -209,7 +215,7 @@ def accuracy_over_time(results: Result | Sequence[Result], ax: Axes | None = Non
             x = np.arange(j, longest) + _aside(j, longest, group)
             _error_line(ax, x, R[:, j:, j], label=f"task {j}", **_task_line(j))
         ax.set_ylabel("accuracy")
-        title = "one line a task"
+        title = "one line per task"
     else:
         for k, (name, group) in enumerate(groups.items()):
             known = np.array([[r.accuracy[i, : i + 1].mean() for i in range(len(r.accuracy))] for r in group])
@@ -277,6 +283,43 @@ def learning_curves(results: Result | Sequence[Result], ax: Axes | None = None) 
     ax.set_ylabel("accuracy on\nthe task at hand")
     _percent(ax)
     _legend(ax, len(groups), None)
+    return ax
+
+
+def within_tasks(result: Result, ax: Axes | None = None) -> Axes:
+    """Accuracy on every task while others are learned, from epoch to epoch; a line for each task.
+
+    Args:
+        result: of a run that measured within tasks: `run(..., evaluate_every=n)`.
+        ax: axes to draw on; new ones where none are given.
+
+    Raises:
+        TypeError: something that is no result.
+        ValueError: a result without such measurements.
+    """
+    _by_method(result)
+    every, T = result.settings.get("evaluate_every"), len(result.accuracy)
+    if every is None or not result.within_tasks:
+        raise ValueError("nothing was measured within tasks; run(..., evaluate_every=1) measures after every epoch")
+    ax = _axes(ax)
+    lengths = [max(len(curve) - 1, 0) for curve in result.learning_curves]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    x = np.concatenate(
+        [s + every * np.arange(1, len(m) + 1) for s, m in zip(starts, result.within_tasks, strict=False)]
+    )
+    values = np.concatenate(result.within_tasks)
+    for j in range(T):
+        known = np.isfinite(values[:, j])  # from the moment on at which it has a head
+        ends = [0, int(known.sum()) - 1]
+        ax.plot(x[known], values[known, j], markevery=ends, label=f"task {j}", **_task_line(j))
+    for start in starts[1:-1]:
+        ax.axvline(float(start), color="#767676", linewidth=0.8)
+    ax.set_xlim(0, float(starts[-1]))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("epochs")
+    ax.set_ylabel("accuracy")
+    _percent(ax)
+    _legend(ax, T, None)
     return ax
 
 

@@ -92,6 +92,7 @@ def _any_record(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict) or value.get("kind") != "result":
         return None
     Result.from_json(dict(value))  # checks it
+    files.check_digest(path, value)
     return {"result": value, "identity": {}}
 
 
@@ -101,12 +102,13 @@ def load_all(folder: str | Path) -> list[Result]:
 
 
 def load_results(folder: str | Path) -> pd.DataFrame:
-    """The results in a folder, a row each.
+    """The results in a folder, one row each.
 
-    Columns: "method", "hyperparameters" (a dictionary), "stream", "scenario", "n_tasks", "seed"; "needs_task_id" and
-    "knows_task_id"; "average_accuracy", "backward_transfer", "forward_transfer", "forgetting", "newest_accuracy" (on
-    each task right after learning it, on average), all from 0 to 1; "parameters", "bytes" (of the weights),
-    "extra_bytes", "stored_bytes" (both), "seconds" (of training); "network", "settings", "stream_settings"; "file".
+    Columns: "method", "hyperparameters" (a dictionary), "stream", "scenario", "n_tasks", "seed"; "needs_task_id",
+    "knows_task_id", "task_id" ("told", "inferred" or "nobody", see `Result.task_id`); "average_accuracy",
+    "backward_transfer", "forward_transfer", "forgetting", "newest_accuracy" (on each task right after learning it, on
+    average), all from 0 to 1; "parameters", "bytes" (of the weights), "extra_bytes", "stored_bytes" (both), "seconds"
+    (of training); "network", "settings", "stream_settings"; "file".
 
     Raises:
         FileNotFoundError: no such folder.
@@ -138,6 +140,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         "seed": result["seed"],
         "needs_task_id": result["needs_task_id"],
         "knows_task_id": result["scenario"] == "task",
+        "task_id": metrics.who_knows(result["scenario"], result["settings"]),
         "average_accuracy": metrics.average_accuracy(R),
         "backward_transfer": metrics.backward_transfer(R),
         "forward_transfer": metrics.forward_transfer(R, b),
@@ -179,14 +182,14 @@ def table(results: str | Path | pd.DataFrame | Sequence[Result]) -> pd.DataFrame
     rows = rows if isinstance(rows, pd.DataFrame) else frame(rows)
     labels = _labels(rows)
     lines = []
-    for (method, stream, scenario, needs), group in rows.groupby(
-        [labels["method"], labels["stream"], rows["scenario"], rows["needs_task_id"]], sort=False
+    for (method, stream, scenario, needs, knows), group in rows.groupby(
+        [labels["method"], labels["stream"], rows["scenario"], rows["needs_task_id"], rows["task_id"]], sort=False
     ):
         line: dict[str, Any] = {
             "method": method,
             "stream": stream,
             "scenario": scenario,
-            "task_id": ("needs it, is told" if needs else "told") if scenario == "task" else "nobody",
+            "task_id": "needs it, is told" if needs and scenario == "task" else knows,
             "seeds": len(group),
         }
         for name in MEASURES:
@@ -218,13 +221,13 @@ def _labels(rows: pd.DataFrame) -> dict[str, list[str]]:
         for network, settings in zip(rows["network"], rows["settings"], strict=True)
     ]
     own = [{k: v for k, v in s.items() if k not in ("name", "seed", "scenario")} for s in rows["stream_settings"]]
-    methods = _told_apart(
+    methods = _disambiguated(
         list(rows["method"]), [{**h, **m} for h, m in zip(rows["hyperparameters"], more, strict=True)]
     )
-    return {"method": methods, "stream": _told_apart(list(rows["stream"]), own)}
+    return {"method": methods, "stream": _disambiguated(list(rows["stream"]), own)}
 
 
-def _told_apart(names: list[str], settings: list[dict[str, Any]]) -> list[str]:
+def _disambiguated(names: list[str], settings: list[dict[str, Any]]) -> list[str]:
     values: dict[str, dict[str, set[str]]] = {}
     texts = [{key: json.dumps(value) for key, value in each.items()} for each in settings]
     for name, each in zip(names, texts, strict=True):
