@@ -5,8 +5,12 @@ column's own weights, U_i its laterals; h_{i-1}^(<k) are the activations of all 
 
 Where the paper is silent or says two things:
 
-- Layers are the Linear and Conv modules of the template; normalisation, activation, dropout and pooling belong to f.
-  So a lateral is added before them (BatchNorm normalises the sum), and h_{i-1} is what layer i is given.
+- A column is a copy of any module. Its layers are the Linear and Conv modules in it, by name; normalisation,
+  activation, dropout and pooling belong to f. So a lateral is added before them (BatchNorm normalises the sum), and
+  h_{i-1} is what layer i is given, whatever the graph. Layers that are called several times are matched call by call.
+- A layer that reads the network's own input has no lateral: no weight lies between, but those of norms and activations.
+  Nor have layers that are no Linear or Conv (recurrent ones, embeddings), and those whose weights are used by the
+  module around them without a call (nn.MultiheadAttention). `capacity()["without_laterals"]` names them all.
 - V projects to n_i units, as the paper's text has it; its formula says n_{i-1}. So an adapter into a head of two
   classes is small, however wide the features are.
 - The U^(k:j) of a layer stand side by side in one weight, so that one product is the whole sum; so do the parts of V.
@@ -18,18 +22,39 @@ Where the paper is silent or says two things:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
+from torch import Tensor, nn
 
-from ..learner import Fit, Learner, TaskRecord, freeze, parameters_of, plain
+from .. import checks, inputs
+from ..freezing import TaskModules, Template, copied, evaluating, parameters_of, standalone
+from ..learner import Fit, Learner, TaskRecord
+from ..networks import is_initial
+from ..saving import put_template, take_template
 from ..tasks import Task
+from .columns import (
+    HEAD,
+    Column,
+    Given,
+    Progressive,
+    axis,
+    layers_at,
+    like,
+    look,
+    paths_of,
+    pointwise,
+    run_columns,
+    some_activation,
+    stand_in,
+    unseen,
+    width,
+)
 from .sensitivity import fisher_sensitivity, perturbation_sensitivity
+from .tracing import traced
 
 Map = Callable[[Tensor], Tensor]
 
@@ -76,21 +101,14 @@ def adapter(
 
 def side_by_side(activations: Sequence[Any], layer: nn.Module) -> Any:
     """h^(<k) = [h^(1) ... h^(k-1)], the way `layer` reads it: features last for a Linear, channels for a Conv."""
-    if isinstance(layer, nn.Linear):
-        return torch.cat(list(activations), -1)
-    groups: int = layer.groups  # type: ignore[assignment]
+    at, groups = axis(layer), getattr(layer, "groups", 1)
     if groups == 1:
-        return torch.cat(list(activations), 1)
-    return torch.stack([h.unflatten(1, (groups, -1)) for h in activations], 2).flatten(1, 3)  # group by group
+        return torch.cat(list(activations), at)  # (batch, columns x inputs, ...)
+    parts = [h.unflatten(at, (groups, -1)) for h in activations]  # (batch, groups, inputs / groups, ...) each
+    return torch.stack(parts, at - 1).flatten(at - 2, at)  # (batch, groups x columns x inputs / groups, ...)
 
 
-# ---- a column and its laterals ---------------------------------------------------------------------------------------
-
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMALISATION = tuple(f"torch.nn.modules.{name}" for name in ("batchnorm", "instancenorm", "normalization"))
-Tap = Callable[[int, Tensor], Tensor]
-Given = list[Tensor]
-"""[h_0, ..., h_L] of one column: what each of its layers is given, and last what its head is given."""
+# ---- the algorithm ---------------------------------------------------------------------------------------------------
 
 
 class LinearLateral(nn.Module):
@@ -98,10 +116,11 @@ class LinearLateral(nn.Module):
 
     def __init__(self, layer: nn.Module, n: int) -> None:
         super().__init__()
-        self.U = _like(layer, _width(layer)[0], columns=n)
+        self.U = like(layer, width(layer)[0], columns=n)
 
-    def forward(self, W: nn.Module, h: Tensor, earlier: Sequence[Tensor]) -> Tensor:
-        return lateral_sum(W, h, self.U, side_by_side(earlier, self.U))
+    def forward(self, W: Map, h: Tensor, earlier: Sequence[Tensor], **more: Any) -> Tensor:
+        U, W = (partial(self.U, **more), partial(W, **more)) if more else (self.U, W)
+        return lateral_sum(W, h, U, side_by_side(earlier, self.U))
 
 
 class AdapterLateral(nn.Module):
@@ -109,185 +128,216 @@ class AdapterLateral(nn.Module):
 
     def __init__(self, layer: nn.Module, n: int, f: nn.Module) -> None:
         super().__init__()
-        n_in, n_out = _width(layer)
-        self.V = _like(layer, n_in, columns=n, kernel_size=1, stride=1, padding=0, dilation=1, groups=1)
-        self.U = _like(layer, n_out)
-        self.alpha = nn.Parameter(torch.empty(()).uniform_(0.1, 1.0))  # the authors draw 1, 0.1 or 0.01
-        self.f = f
+        n_in, n_out = width(layer)
+        self.V = pointwise(layer, n_in, columns=n)
+        self.U = like(layer, n_out)
+        weight: Any = self.U.weight
+        self.alpha = nn.Parameter(torch.empty(()).uniform_(0.1, 1.0).to(weight))  # the authors draw 1, 0.1 or 0.01
+        self.f = f.to(weight)
 
-    def forward(self, W: nn.Module, h: Tensor, earlier: Sequence[Tensor]) -> Tensor:
-        return W(h) + adapter(self.U, self.V, self.alpha, side_by_side(earlier, self.V), self.f)
-
-
-class Column(nn.Module):
-    """One task's network, and its own laterals from the columns that were finished when it was made.
-
-    Attributes:
-        layers: the network, an `nn.Sequential` that holds no other.
-        laterals: one for each Linear and Conv after the first and one for the head; none in the first column.
-    """
-
-    def __init__(self, layers: Sequence[nn.Module], laterals: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-        self.laterals = nn.ModuleList(laterals)
-
-    def forward(self, x: Tensor, before: Sequence[Given], tap: Tap | None = None) -> Given:
-        """Run the column on x; `before` are the earlier columns' lists. `tap(i, h_i)` may look at h_i or replace it."""
-        h, given = x, Given()
-        for layer in self.layers:
-            if isinstance(layer, LAYERS):
-                given.append(tap(len(given), h) if tap and given else h)
-                h = self.read(layer, given, before)
-            else:
-                h = layer(h)
-        given.append(tap(len(given), h) if tap else h)
-        return given
-
-    def read(self, layer: nn.Module, given: Given, before: Sequence[Given]) -> Tensor:
-        """The argument of f: what `layer`, or the head, makes of the last of `given` and of the same in `before`."""
-        i = len(given) - 1
-        if i == 0 or not before:  # a lateral into the first layer would read the same x once more
-            return layer(given[i])
-        return self.laterals[i - 1](layer, given[i], [other[i] for other in before])
+    def forward(self, W: Map, h: Tensor, earlier: Sequence[Tensor], **more: Any) -> Tensor:
+        U, W = (partial(self.U, **more), partial(W, **more)) if more else (self.U, W)
+        return W(h) + adapter(U, self.V, self.alpha, side_by_side(earlier, self.V), self.f)
 
 
 class PNN(Learner):
     """Progressive Neural Networks: a new column for each task, which may read every column before it.
 
-    Column 1 starts from the weights that the backbone comes with, which may be pretrained; later ones from new weights.
+    A column is a copy of the backbone, whatever it is. Column 1 starts from the weights that the backbone comes with.
 
     Args:
-        backbone: the template of a column, an `nn.Sequential` of Linear, Conv, activations, pooling, normalisation,
-            dropout and flatten. It is copied, not trained.
+        backbone: the template of a column. It is copied, not trained.
         adapter: "linear" for the laterals of Eq. 1, "mlp" for those of Eq. 2.
+        start: of the later columns: "random" draws new weights, where a module has `reset_parameters`; "given" are
+            those of the backbone, as for column 1. None: "random" for networks from `minicl.mlp` and `minicl.cnn` that
+            nobody has trained, "given" for all others, which may be pretrained. What does not require gradients stays
+            as it is given.
 
     Attributes:
-        columns: a `Column` a task, by task id; those of finished tasks hold no parameters, and stay in evaluation mode.
+        columns: a `Column` per task, by task id; those of finished tasks hold no parameters, and stay in evaluation
+            mode. What later tasks read of a task that was forgotten has a negative number.
 
     Raises:
-        ValueError: an unknown adapter, or a backbone that cannot be a column.
+        ValueError: an unknown adapter or start, a backbone without parameters, or one that was scripted.
     """
 
     needs_task_id = True
+    copies_backbone = True
 
-    def __init__(self, backbone: nn.Module, adapter: str = "linear") -> None:
-        if adapter not in ("linear", "mlp"):
-            raise ValueError(f"adapter is {adapter!r}; allowed: 'linear' (Eq. 1), 'mlp' (Eq. 2)")
-        if isinstance(backbone, nn.Module) and not any(isinstance(layer, LAYERS) for layer in _layers(backbone)):
-            raise ValueError(
-                f"the backbone {backbone} has no Linear or Conv layer, so a column would have nothing to learn"
-            )
-        super().__init__(backbone, adapter=adapter)
+    def __init__(self, backbone: nn.Module, adapter: str = "linear", start: str | None = None) -> None:
+        checks.one_of("adapter", adapter, ("linear", "mlp"))
+        if start is not None:
+            checks.one_of("start", start, ("given", "random"))
+        super().__init__(backbone, adapter=adapter, start=start)
+        for name, module in backbone.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise ValueError(
+                    f"layer {name!r} was scripted, and a column must reach its layers; give what was scripted"
+                )
+        if not any(True for _ in backbone.parameters()):
+            raise ValueError(f"the backbone {backbone} has no parameters, so a column would have nothing to learn")
         del self.backbone  # columns are copies; the given network itself is no part of the learner
-        self.template = [backbone]  # in a list, so that it is not registered as a module
-        self.adapter = adapter
-        self.columns = nn.ModuleDict()
+        self.template = Template(backbone)
+        self.adapter, self.start = adapter, start
+        self.columns = TaskModules()
+        self._found: dict[str, Any] = {}  # see `look`
 
     def learn(self, task: Task, fit: Fit) -> None:
         self._drop_unfinished(self.tasks[task.id])
         fit()
-        self._freeze(task.id)
 
     def grow(self, task: TaskRecord) -> None:
         """Add a task's column, its laterals from the columns before it, and its head."""
         super().grow(task)
-        head = self.heads[str(task.id)]
-        sources = task.notes.setdefault("columns", list(self.tasks))
-        first = not self.columns.keys() - {str(task.id)}
-        layers = _layers(copy.deepcopy(self.template[0]))
-        for layer in layers:
-            if hasattr(layer, "reset_parameters") and not first:
-                layer.reset_parameters()  # type: ignore[operator]
-            if hasattr(layer, "inplace"):  # it might overwrite what others read as well
-                layer.inplace = False  # type: ignore[assignment]
-        weights = [*(layer for layer in layers if isinstance(layer, LAYERS)), head]
-        reading = weights[1:] if sources else []
-        column = Column(layers, [self._lateral(layer, len(sources)) for layer in reading])
-        self.columns[str(task.id)] = column.to(self._place)
+        for key, value in {"columns": list(self.tasks), **(self._found or unseen(self.template.network))}.items():
+            task.notes.setdefault(key, value)
+        for name, notes in task.notes.get("forgotten", {}).items():
+            if name not in self.columns:
+                self.columns[name] = self._new_column(name, notes)
+        heads = [self.heads[str(task.id)]] if task.n_outputs is not None else []
+        self.columns[str(task.id)] = self._new_column(str(task.id), task.notes, *heads)
+
+    def _new_column(self, name: str, notes: dict[str, Any], *heads: nn.Module) -> Column:
+        """A network of its own, and its laterals; that into the head last."""
+        network = self._network(later=any(other != name for other in self.columns))
+        sources, sites = notes["columns"], [(path, call) for path, call in notes["sites"]]
+        reading = [*layers_at(network, paths_of(sites)), *heads]
+        laterals = [self._lateral(layer, len(sources)) for layer in reading if sources]
+        return Column(network, sources, sites, laterals)
+
+    def _network(self, later: bool) -> nn.Module:
+        """A copy of the template, with the weights that a first or a later column starts from."""
+        anew = later and (self.start == "random" or (self.start is None and is_initial(self.template.network)))
+        network = copied(self.template.network)
+        for module in network.modules():
+            if anew and all(p.requires_grad for p in module.parameters(recurse=False)):
+                getattr(module, "reset_parameters", lambda: None)()
+            if hasattr(module, "inplace"):  # it might overwrite what others read as well
+                module.inplace = False  # type: ignore[assignment]
+        return network
 
     def _lateral(self, layer: nn.Module, n: int) -> nn.Module:
         if self.adapter == "linear":
             return LinearLateral(layer, n)
-        template = _layers(self.template[0])
-        activations = [part for part in template if type(part).__module__ == "torch.nn.modules.activation"]
-        return AdapterLateral(layer, n, copy.deepcopy(activations[0]) if activations else nn.ReLU())
+        return AdapterLateral(layer, n, copy.deepcopy(some_activation(self.template.network)))
 
     def _drop_unfinished(self, record: TaskRecord) -> None:
         """Grow the column again, without laterals from tasks that were given up: their columns may still change."""
         sources = record.notes["columns"]
-        record.notes["columns"] = [j for j in sources if self.tasks[j].finished]
+        record.notes["columns"] = [j for j in sources if j < 0 or self.tasks[j].finished]
         if record.notes["columns"] != sources:
             self.grow(record)
 
-    def forward(self, x: Tensor, task_id: int | None = None) -> Tensor:
-        task_id = self.check(x, task_id)
+    def _n_features(self, task: Task) -> int:
+        n_features = super()._n_features(task)
+        if not self._found:
+            self._found = look(self._network(later=False), inputs.to(task.example, self.device), self.apply_network)
+            for record in self.tasks.values():  # of a file: in all columns the same layers are read
+                self._found["sites"] = record.notes["sites"]
+        return n_features
+
+    # ---- forward -----------------------------------------------------------------------------------------------------
+
+    def outputs(self, x: Tensor, task_id: int | None) -> Tensor:
         assert task_id is not None  # the scenario is "task"
         return self._logits(task_id, self._given(x, task_id))
 
     def features(self, x: Tensor, task_id: int | None) -> Tensor:
         """h_L^(k) of the task's own column, shape (batch, features)."""
         assert task_id is not None
-        return self._given(x, task_id)[task_id][-1]
+        return self._given(x, task_id)[task_id][HEAD]
 
     def column_ids(self, task_id: int) -> list[int]:
-        """The tasks whose columns this task's forward pass runs through, its own last."""
-        return [*self.tasks[task_id].notes["columns"], task_id]
+        """The columns that this task's forward pass runs through, its own last."""
+        return list(self._columns_of(task_id))
 
-    def _given(
-        self, x: Tensor, task_id: int, tap: Callable[[int, int, Tensor], Tensor] | None = None
-    ) -> dict[int, Given]:
+    def _columns_of(self, task_id: int) -> dict[int, Column]:
+        """The same, with the columns themselves."""
+        found: dict[int, Column] = {}
+
+        def visit(t: int) -> None:
+            column = self._column(t)
+            for j in column.sources:
+                if j not in found:
+                    visit(j)
+            found[t] = column
+
+        visit(task_id)
+        return found
+
+    def _given(self, x: Any, task_id: int, tap: Callable[[int, int, Tensor], Tensor] | None = None) -> dict[int, Given]:
         """Every column up to this task's own, run once. Frozen ones hold no parameters: no graph is built for them."""
-        given: dict[int, Given] = {}
-        for t in self.column_ids(task_id):
-            given[t] = self._column(t)(x, self._before(t, given), tap and partial(tap, t))
-        return given
+        return run_columns(self._columns_of(task_id), partial(self.apply_network, x=x), tap)
 
     def _column(self, task_id: int) -> Column:
-        return self.columns[str(task_id)]  # type: ignore[return-value]
+        return self.columns.real(str(task_id))  # type: ignore[return-value]
 
-    def _before(self, task_id: int, given: Mapping[int, Any]) -> list[Any]:
-        return [given[t] for t in self.tasks[task_id].notes["columns"]]
+    def _logits(self, task_id: int, given: dict[int, Given]) -> Tensor:
+        return self._column(task_id).head(self.heads.real(str(task_id)), given, task_id)
 
-    def _logits(self, task_id: int, given: Mapping[int, Given]) -> Tensor:
-        return self._column(task_id).read(self.heads[str(task_id)], given[task_id], self._before(task_id, given))
+    def feature_extractor(self) -> nn.Module:
+        return self.template.network
 
-    def _freeze(self, task_id: int) -> None:
-        freeze(self.columns[str(task_id)])
-        freeze(self.heads[str(task_id)])
+    # ---- what must not move ------------------------------------------------------------------------------------------
 
-    def restored(self) -> None:
-        for t in self.learned:
-            self._freeze(t)
+    def belongings(self, task_id: int) -> Iterable[tuple[TaskModules, str]]:
+        kept = self.tasks[task_id].notes.get("forgotten", ())
+        return (self.heads, str(task_id)), *((self.columns, name) for name in (str(task_id), *kept))
 
-    def probed(self) -> nn.Module:
-        return self.template[0]
+    def on_forget(self, task_id: int) -> None:
+        """Free the column, unless later ones read it: then it stays, without its lateral into the head."""
+        column, new = self._column(task_id), min([0, *map(int, self.columns)]) - 1
+        del self.columns[str(task_id)]
+        column.laterals = column.laterals[: len(paths_of(column.sites)) - 1]
+        self.columns[str(new)] = column
+        self.columns.hide(str(new))
+        for name in self.columns:
+            other = self._column(int(name))
+            other.sources = [new if j == task_id else j for j in other.sources]
+        read = {t: [j for j in self.column_ids(t) if j < 0] for t in self.tasks}
+        for t, record in self.tasks.items():
+            record.notes["columns"] = self._column(t).sources
+            kept = {str(j): self._column(j) for j in read[t]}
+            record.notes["forgotten"] = {j: {"columns": c.sources, "sites": c.sites[:-1]} for j, c in kept.items()}
+        for name in [name for name in self.columns if int(name) < 0]:
+            if not any(int(name) in ids for ids in read.values()):
+                del self.columns[name]
 
     # ---- what it costs, what it listens to, and taking it elsewhere ------------------------------------------------
 
     def capacity(self) -> dict[str, Any]:
         """What every method reports, and by task id: "columns", the parameters of a column and its head; "laterals",
-        those of its laterals, by earlier task; "adapters", what Eq. 2 has beside V (U and alpha).
+        those of its laterals, by earlier task; "adapters", what Eq. 2 has beside V (U and alpha). Of tasks that were
+        forgotten, "forgotten" has those columns that others read: their parameters, and by whom they are read. Last,
+        "without_laterals": of each layer that has none, why.
 
         T columns alike, of layers W_1 ... W_L and a head W_{L+1}, take with Eq. 1
         T (|column| + |head|) + T (T - 1) / 2 sum_{i>1} |W_i| parameters: they grow with the square of T.
         """
         columns, laterals, adapters = {}, {}, {}
         for t in self.tasks:
-            column, sources = self._column(t), self.tasks[t].notes["columns"]
+            column = self._column(t)
             laterals_of: list[Any] = list(column.laterals)
-            columns[t] = _count(column.layers) + _count(self.heads[str(t)])
+            columns[t] = _count(column.layers) + _count(self.heads.real(str(t)))
             equal = sum(_count(part.U if self.adapter == "linear" else part.V) for part in laterals_of)
-            laterals[t] = {j: equal // len(sources) for j in sources}
+            laterals[t] = {j: equal // len(column.sources) for j in column.sources}
             adapters[t] = _count(column.laterals) - equal
-        return {**super().capacity(), "columns": columns, "laterals": laterals, "adapters": adapters}
+        kept = [int(name) for name in self.columns if int(name) < 0]
+        readers = {j: [t for t in self.tasks if j in self.column_ids(t)] for j in kept}
+        forgotten = {j: {"parameters": _count(self._column(j)), "read_by": readers[j]} for j in kept}
+        without: dict[str, str] = next(
+            (record.notes["without"] for record in self.tasks.values() if "without" in record.notes), {}
+        )
+        report = {"columns": columns, "laterals": laterals, "adapters": adapters, "forgotten": forgotten}
+        return {**super().capacity(), **report, "without_laterals": without}
 
     def sensitivity(
         self, task_id: int, x: Tensor, y: Tensor | None = None, kind: str = "fisher", seed: int = 0
     ) -> Float[Tensor, "layers columns"]:
         """How much a task's output relies on h_i of each column: rows i = 1 ... L, columns as in `column_ids`.
 
-        Every row adds up to 1. What a column's layer feeds counts in full: its laterals, and its own next layer.
+        A row for each call that has a lateral, the head's last. Every row adds up to 1. What a column's layer feeds
+        counts in full: its laterals, and its own next layer.
 
         Args:
             task_id: the task whose output is looked at.
@@ -303,118 +353,44 @@ class PNN(Learner):
         if kind not in ("fisher", "perturbation"):
             raise ValueError(f"kind is {kind!r}; allowed: 'fisher', 'perturbation'")
         if kind == "perturbation" and (y is None or len(y) != len(x)):
-            raise ValueError(f"'perturbation' measures accuracy: give labels y of shape ({len(x)},), one an input")
+            raise ValueError(f"'perturbation' measures accuracy: give labels y of shape ({len(x)},), one per input")
+        column = self._column(task_id)
+        axes = [axis(column.layers.get_submodule(path)) for path, _ in column.sites[:-1]] + [-1]
 
         def logits(part: Tensor, tap: Callable[[int, int, Tensor], Tensor]) -> Tensor:
-            return self._logits(task_id, self._given(part.to(self.device), task_id, tap))
+            def by_feature(t: int, i: int, h: Tensor) -> Tensor:
+                return tap(t, i, h.movedim(axes[i - 1], 1)).movedim(1, axes[i - 1])
 
-        training = self.training
-        self.eval()
-        try:
+            return self._logits(task_id, self._given(part.to(self.device), task_id, by_feature))
+
+        with evaluating(self):
             columns = self.column_ids(task_id)
             if y is None or kind == "fisher":
                 return fisher_sensitivity(logits, x, columns)
             return perturbation_sensitivity(logits, x, y, columns, seed)
-        finally:
-            self.train(training)
 
     def export(self, task_id: int | None = None) -> nn.Module:
-        """The columns up to that task's, and its head: a `torch.fx.GraphModule` whose `code` can be read.
+        """The columns up to that task's, and its head: a `torch.fx.GraphModule`, written down by tracing `forward`.
 
-        It needs torch alone, also where `torch.save` has pickled it.
+        It needs torch alone, also where `torch.save` has pickled it. See `minicl.isolation.tracing.traced`.
 
         Raises:
-            ValueError: a task id that is missing or not learned.
+            ValueError: a task id that is missing or not learned; a network that nothing can trace.
         """
         task_id = self.check_finished(task_id)
         assert task_id is not None
-        parts = {str(t): self.columns[str(t)] for t in self.column_ids(task_id)}
-        network = nn.ModuleDict({"columns": nn.ModuleDict(parts), "head": self.heads[str(task_id)]})
-        return fx.GraphModule(plain(copy.deepcopy(network)), self._graph(task_id), class_name="ProgressiveNetwork")
+        columns = {t: copied(column) for t, column in self._columns_of(task_id).items()}
+        head = copied(self.heads.real(str(task_id)))
+        n_outputs = self.tasks[task_id].n_outputs if self.rotations else None
+        network = standalone(Progressive(columns, head, self.apply_network, n_outputs))
+        known = self.input_shape is not None
+        return traced(network, stand_in(self.tasks[task_id].notes, self.input_shape, self._like) if known else None)
 
-    def _graph(self, task_id: int) -> fx.Graph:
-        """`forward`, written down call by call: torch.fx can run it without the classes of this file."""
-        graph = fx.Graph()
-        tracer = fx.proxy.GraphAppendingTracer(graph)
-        x = fx.Proxy(graph.placeholder("x"), tracer)
-        given: dict[int, list[Any]] = {}
+    def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return put_template(state, self.template.network)
 
-        def call(name: str, h: Any) -> Any:
-            return fx.Proxy(graph.call_module(name, (h.node,)), tracer)
-
-        def read(t: int, name: str, h: Any) -> Any:
-            own, i, before = call(name, h), len(given[t]), self._before(t, given)
-            given[t].append(h)
-            if i == 0 or not before:
-                return own
-            lateral: Any = self._column(t).laterals[i - 1]
-            at = f"columns.{t}.laterals.{i - 1}"
-            earlier = [other[i] for other in before]
-            if isinstance(lateral, LinearLateral):
-                return own + call(f"{at}.U", side_by_side(earlier, lateral.U))
-            alpha: Any = fx.Proxy(graph.get_attr(f"{at}.alpha"), tracer)
-            projected = alpha * call(f"{at}.V", side_by_side(earlier, lateral.V))
-            return own + call(f"{at}.U", call(f"{at}.f", projected))
-
-        for t in self.column_ids(task_id):
-            h, given[t] = x, []
-            for i, layer in enumerate(self._column(t).layers):
-                name = f"columns.{t}.layers.{i}"
-                h = read(t, name, h) if isinstance(layer, LAYERS) else call(name, h)
-            if t != task_id:
-                given[t].append(h)
-        graph.output(read(task_id, "head", h).node)
-        return graph
-
-
-# ---- what a column can be made of ------------------------------------------------------------------------------------
-
-
-def _layers(template: nn.Module, name: str = "") -> list[nn.Module]:
-    """The layers of a template in the order in which they work, those of nested `nn.Sequential`s among them."""
-    if not isinstance(template, nn.Sequential) or type(template).forward is not nn.Sequential.forward:
-        _check_layer(template, name)
-        return [template]
-    parts = template._modules.items()  # named_children leaves out a module that comes a second time
-    return [layer for key, part in parts for layer in _layers(part, f"{name}.{key}" if name else key)]
-
-
-def _check_layer(layer: nn.Module, name: str) -> None:
-    kind = type(layer)
-    problem = f"layer {name!r} of the backbone is a {kind.__name__}" if name else f"the backbone is a {kind.__name__}"
-    if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
-        problem += " that does not know its inputs yet"
-    elif layer._forward_pre_hooks or layer._forward_hooks or hasattr(layer, "parametrizations"):
-        problem += " with hooks or a parametrisation (pruning, weight_norm, ...)"
-    elif name and (kind in (*LAYERS, nn.PReLU) or kind.__module__ in NORMALISATION):
-        return
-    elif name and not list(layer.children()) and not layer.state_dict():
-        return  # an activation, pooling, dropout, flatten, or anyone's own
-    raise ValueError(
-        f"{problem}; a column, with its laterals, can be made of an nn.Sequential of Linear, Conv1d, Conv2d, Conv3d, "
-        "activations, pooling, normalisation, dropout and flatten. Use those, as minicl.mlp and minicl.cnn do, or take "
-        "minicl.Individual, which works with any network"
-    )
-
-
-def _like(layer: nn.Module, n_in: int, columns: int = 1, **changes: int) -> nn.Module:
-    """A layer with the outputs of `layer`, and `n_in` features or channels from each of several columns. No bias."""
-    new: nn.Linear | _ConvNd
-    if isinstance(layer, nn.Linear):
-        new = nn.Linear(columns * n_in, layer.out_features, bias=False)
-    else:
-        assert isinstance(layer, _ConvNd)
-        names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-        settings: dict[str, Any] = {name: getattr(layer, name) for name in names} | changes
-        new = type(layer)(columns * n_in, layer.out_channels, bias=False, **settings)
-    new.weight.data *= columns**0.5  # PyTorch's first weights go with 1 / sqrt(inputs): of all columns, that is
-    return new
-
-
-def _width(layer: nn.Module) -> tuple[int, int]:
-    if isinstance(layer, nn.Linear):
-        return layer.in_features, layer.out_features
-    return layer.in_channels, layer.out_channels  # type: ignore[return-value]
+    def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return take_template(tensors, self.template.network)
 
 
 def _count(module: nn.Module) -> int:

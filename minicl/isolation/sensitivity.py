@@ -48,10 +48,13 @@ def fisher_sensitivity(logits: Logits, x: Tensor, columns: Sequence[int]) -> Flo
     for part in x.split(250):
         log_p, activations = _watched(logits, part)
         for c in range(log_p.shape[1]):
-            gradients = torch.autograd.grad(log_p[:, c].sum(), list(activations.values()), retain_graph=True)
-            p = log_p[:, c].detach().exp()
+            # Weighted by sqrt(p) here, squares are weighted by p, whatever the first axis of h is (windows, tokens).
+            root = log_p[:, c].detach().div(2).exp()  # (batch,)
+            gradients = torch.autograd.grad(
+                (root * log_p[:, c]).sum(), list(activations.values()), retain_graph=True, materialize_grads=True
+            )
             for key, gradient in zip(activations, gradients, strict=True):
-                fisher[key] += _by_feature(gradient.square()).mul(p[:, None, None]).sum((0, 2)) / len(x)
+                fisher[key] += _by_feature(gradient.square()).sum((0, 2)) / len(x)
     normalised = {key: fisher[key] * variance[key] for key in fisher}
     rows = [torch.stack([normalised[k, i] for k in columns]) for i in _layers(fisher)]
     return torch.stack([average_fisher_sensitivity(row) for row in rows])

@@ -1,134 +1,87 @@
-"""The units of a network, for a method that gates them: which there are, their gates, and cutting out the unused."""
+"""The units of a network, for a method that gates them: their gates, their order, and cutting out the unused."""
 
 from __future__ import annotations
 
-import copy
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-# What holds numbers of its own for each unit, and is therefore copied for every task.
-OWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU)
-POOLING = (
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.LPPool1d, nn.LPPool2d),
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-)
-UNIT_BY_UNIT = (
-    *(nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
-    *(nn.Sigmoid, nn.LogSigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.Tanhshrink, nn.Softplus, nn.Softsign),
-    *(nn.Softshrink, nn.Hardshrink, nn.Threshold, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
-)
-INSTEAD = (
-    "allowed in an nn.Sequential: Linear, Conv1d to Conv3d (groups=1), activations that treat each unit alone, "
-    "BatchNorm, pooling, dropout, Flatten"
-)
+from ..freezing import FrozenEntries, copied, corner, evaluating, every_name, standalone
+from .graph import HEAD, Graph, Recorder, follow, is_layer
+from .task_norms import NORMS
+
+Call = Callable[[nn.Module], Tensor]
+"""Makes features of a network, of the inputs that it has in mind: shape (batch, features)."""
+
+# ---- gates -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Block:
-    """A layer with units, and what follows it unit by unit. Its gate comes last, before the next layer mixes them."""
+class Gates:
+    """Gates on the outputs of modules, as long as they are attached; open while there are no values.
 
-    name: str
-    layer: Any  # nn.Linear or a convolution
-    units: int
-    after: list[nn.Module | int]  # a module of the backbone, or the place of a task's own copy
-    flat: bool  # no positions: one value a unit
-
-
-def blocks_of(backbone: nn.Module) -> tuple[list[nn.Module | int], list[Block], list[nn.Module]]:
-    """What comes before the first layer, the blocks, and the modules of which every task needs a copy.
-
-    Raises:
-        ValueError: a layer that cannot be gated, by name, or no layer at all.
+    Attributes:
+        values: one mask for each gate.
     """
-    stem: list[nn.Module | int] = []
-    blocks: list[Block] = []
-    own: list[nn.Module] = []
-    after, flat, seen = stem, False, set()
-    for name, module in _flattened("", backbone):
-        what = f"layer {name!r}, {type(module).__name__},"
-        if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
-            weight = module._parameters.get("weight")
-            if weight is None or isinstance(weight, nn.UninitializedParameter):
-                raise ValueError(
-                    f"{what} has no plain weight yet (lazy, or parametrised), so HAT cannot gate it; {INSTEAD}"
-                )
-            if id(weight) in seen:
-                raise ValueError(
-                    f"{what} shares its weight with another layer, so HAT cannot gate it; give each layer its own"
-                )
-            seen.add(id(weight))
-            if isinstance(module, CONVOLUTIONS) and module.groups != 1:
-                raise ValueError(f"{what} has groups={module.groups}, so HAT cannot gate it; allowed: groups=1")
-            if isinstance(module, CONVOLUTIONS) and flat:
-                raise ValueError(f"{what} stands behind a flat layer, so HAT cannot gate it; put convolutions first")
-            if isinstance(module, nn.Linear) and blocks and not flat:
-                raise ValueError(f"{what} follows a convolution; put an nn.Flatten between them")
-            if blocks and weight.shape[1] % blocks[-1].units:
-                raise ValueError(
-                    f"{what} takes {weight.shape[1]} inputs, which does not fit the {blocks[-1].units} units before it"
-                )
-            after, flat = [], isinstance(module, nn.Linear)
-            blocks.append(Block(name, module, weight.shape[0], after, flat))
-        elif isinstance(module, OWN):
-            own.append(module)
-            after.append(len(own) - 1)
-        elif isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
-            flat = True
-            after.append(module)
-        elif isinstance(module, (*UNIT_BY_UNIT, *DROPOUTS)) or _pools(module, flat and bool(blocks)):
-            after.append(module)
-        else:
-            raise ValueError(f"{what} cannot be gated unit by unit; {INSTEAD}")
-    if not blocks:
-        raise ValueError(f"the backbone has no layer with units, so there is nothing to gate; {INSTEAD}")
-    return stem, blocks, own
+
+    def __init__(self) -> None:
+        self.values: Sequence[Tensor] | None = None
+        self._handles: list[Any] = []
+
+    def attach(self, network: nn.Module, graph: Graph) -> None:
+        """Put the gates behind their modules."""
+        for number, gate in enumerate(graph.gates):
+            hook = _Gate(self, number, gate.behind)
+            self._handles.append(network.get_submodule(gate.path).register_forward_hook(hook))
+
+    def detach(self) -> None:
+        """Take them away again."""
+        while self._handles:
+            self._handles.pop().remove()
+        self.values = None
+
+    @contextmanager
+    def set(self, network: nn.Module, graph: Graph, values: Sequence[Tensor]) -> Any:
+        """Here the gates have these values, attached or not; afterwards all is as before."""
+        before, attached = self.values, bool(self._handles)
+        try:
+            if not attached:
+                self.attach(network, graph)
+            self.values = values
+            yield
+        finally:
+            if not attached:
+                self.detach()
+            self.values = before
 
 
-def _pools(module: nn.Module, flat: bool) -> bool:
-    """Whether it is a pooling that stays within each unit's map, and returns the map alone."""
-    return isinstance(module, POOLING) and not flat and not getattr(module, "return_indices", False)
+class _Gate:
+    def __init__(self, gates: Gates, number: int, behind: int) -> None:
+        self.gates, self.number, self.behind = gates, number, behind
+
+    def __call__(self, module: nn.Module, args: Any, h: Tensor) -> Tensor:
+        values = self.gates.values
+        return h if values is None else gated(h, values[self.number], self.behind)
 
 
-def _flattened(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        children = module._modules.items()  # named_children would leave out a module that stands in two places
-        return [
-            pair
-            for key, child in children
-            if child is not None
-            for pair in _flattened(f"{name}.{key}".lstrip("."), child)
-        ]
-    if not name:
-        raise ValueError(f"the backbone is a {type(module).__name__}, whose units HAT cannot follow; {INSTEAD}")
-    return [(name, module)]
+def gated(h: Tensor, mask: Tensor, behind: int) -> Tensor:
+    """`a (.) h`, Eq. 1. A binary mask selects rather than multiplies: what another task did cannot leak as NaN.
 
-
-def spread(values: Tensor, n: int) -> Tensor:
-    """One value a unit, repeated over the positions of a flattened map: shape (units,) to (n,)."""
-    return values if len(values) == n else values.repeat_interleave(n // len(values))
-
-
-def gated(h: Tensor, mask: Tensor) -> Tensor:
-    """`a (.) h`, Eq. 1. A binary mask selects rather than multiplies: what another task did cannot leak as NaN."""
-    mask = spread(mask, h.shape[1]) if h.ndim == 2 else mask.view(-1, *[1] * (h.ndim - 2))
-    return torch.where(mask, h, 0.0) if mask.dtype == torch.bool else h * mask
-
-
-def without(layer: Any, h: Tensor, inputs: Tensor) -> Tensor:
-    """The layer, blind to the weights from units that the mask `inputs` leaves out, whatever became of them."""
-    kept = spread(inputs, layer.weight.shape[1]).view(-1, *[1] * (layer.weight.ndim - 2))
-    weight = torch.where(kept, layer.weight, 0.0)
-    if isinstance(layer, nn.Linear):
-        return nn.functional.linear(h, weight, layer.bias)
-    result: Tensor = layer._conv_forward(h, weight, layer.bias)
-    return result
+    Args:
+        h: shape (batch, ..., units, ...).
+        mask: one for all, shape (units,), or one per sample, shape (batch, units).
+        behind: how many axes h has after that of the units.
+    """
+    if mask.ndim > 1:
+        mask = mask.view(len(mask), *[1] * (h.ndim - 2 - behind), -1, *[1] * behind)
+    elif behind:
+        mask = mask.view(-1, *[1] * behind)
+    if mask.dtype == torch.bool:
+        return torch.where(mask, h, 0.0)
+    return h * (mask if mask.dtype == h.dtype else mask.to(h.dtype))
 
 
 def packed(mask: Tensor) -> Tensor:
@@ -143,56 +96,261 @@ def unpacked(packed: Tensor, n: int) -> Tensor:
     return (bits & 1).bool().flatten()[:n]
 
 
-def places(order: Tensor, n: int) -> Tensor:
-    """Where n entries come from when the units they belong to are put in order; a unit's entries stay together."""
-    each = n // len(order)
+# ---- which units there are, and what may be done with them -----------------------------------------------------------
+
+
+def check_layers(network: nn.Module) -> None:
+    """ValueError where no layer could be gated."""
+    if not any(is_layer(module) for module in network.modules()):
+        raise ValueError(
+            f"the backbone ({type(network).__name__}) has no layer with units that can be gated: no Linear or "
+            "convolution with a plain weight. Take off weight_norm and the like with "
+            "torch.nn.utils.parametrize.remove_parametrizations; minicl.PackNet takes recurrent layers, and any other "
+            "module by its name"
+        )
+
+
+def units_of(network: nn.Module, call: Call, numbers: bool, answers: bool = False) -> Graph:
+    """The units of a network, followed through one run of it in evaluation mode.
+
+    Args:
+        call: runs it.
+        numbers: whether it is given one tensor of real numbers.
+        answers: whether it returns answers, and no features of a head; see `follow`.
+
+    Raises:
+        ValueError: a network without a layer whose units can be told apart.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)  # in which layers are not called
+        with evaluating(network), torch.no_grad():
+            with Recorder(network) as recorder:
+                output = call(network)
+            graph = follow(network, recorder, output, answers)
+            if not graph.layers:
+                raise ValueError(
+                    f"no layer of the backbone ({type(network).__name__}) has units that can be gated: each is called "
+                    "several times or not at all, or shares its weight. Give each place a layer of its own, or use "
+                    "minicl.PackNet"
+                )
+            _try(network, graph, call)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    graph.numbers = numbers
+    return graph
+
+
+def _try(network: nn.Module, graph: Graph, call: Call) -> None:
+    """Let units stand in any order only where that is seen to change nothing, and cut them out only likewise."""
+    for layer in graph.layers:
+        layer.cuts = not layer.tied
+    free = [layer for layer in graph.layers if not layer.tied]
+    if not free:
+        return
+    generator = torch.Generator().manual_seed(0)
+    network = copied(network)
+    for parameter in network.parameters():  # where weights are zero nothing would be seen
+        draw = 3.4 * (torch.rand(parameter.shape, generator=generator) - 0.5)  # of variance 1
+        parameter.copy_(draw / (parameter[0].numel() if parameter.ndim > 1 else 1) ** 0.5)
+    orders = [torch.randperm(layer.units, generator=generator).to(parameter.device) for layer in free]
+    halves = [order[: (len(order) + 1) // 2].sort().values for order in orders]
+    masked = copied(network)
+    for layer, half in zip(free, halves, strict=True):
+        for name, axis, each in layer.places:
+            if name != HEAD:
+                tensor = every_name(masked)[name]
+                left_out = torch.ones(tensor.shape[axis], dtype=torch.bool, device=tensor.device)
+                left_out[spread(half, each)] = False
+                tensor.movedim(axis, 0)[left_out] = 0
+    before, after = call(masked), None
+    ordered = copied(network)
+    for layer, order in zip(free, orders, strict=True):
+        reorder(every_name(ordered), layer.places, order)
+    if not _near(call(network), call(ordered), free, orders):
+        for layer in free:
+            layer.tied = True
+    for layer in free:
+        layer.cuts = not layer.tied
+    with suppress(RuntimeError, ValueError, TypeError):  # where a size is written down somewhere
+        after = call(cut(copied(network), [(layer.places, half) for layer, half in zip(free, halves, strict=True)]))
+    if after is None or not _near(before, after, free, halves):
+        for layer in free:
+            layer.cuts = False
+
+
+def _near(a: Tensor, b: Tensor, layers: Sequence[Any], orders: Sequence[Tensor]) -> bool:
+    for layer, order in zip(layers, orders, strict=True):
+        for name, axis, each in layer.places:
+            if name == HEAD:
+                a = a.index_select(axis, spread(order, each))
+    size = a.abs().max()
+    return a.shape == b.shape and bool(size.isfinite()) and torch.allclose(a / size, b / size, atol=1e-3)
+
+
+def spread(order: Tensor, each: int) -> Tensor:
+    """Where entries come from when their units are put in order, `each` entries for a unit, which stay together."""
     return order if each == 1 else (order[:, None] * each + torch.arange(each, device=order.device)).flatten()
 
 
-def cut(layer: nn.Module, mask_out: Tensor | None, mask_in: Tensor | None) -> nn.Module:
-    """A copy of a Linear or convolution with the units of the masks alone; soft masks scale the inputs instead."""
-    small = copy.deepcopy(layer)
-    weight: Any = layer.weight
-    bias: Any = layer.bias
-    if mask_in is not None:
-        mask_in = spread(mask_in, weight.shape[1])
-        hard = mask_in.dtype == torch.bool
-        weight = weight[:, mask_in] if hard else weight * mask_in.view(-1, *[1] * (weight.ndim - 2))
-    if mask_out is not None and mask_out.dtype == torch.bool:
-        weight, bias = weight[mask_out], None if bias is None else bias[mask_out]
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None:
-            setattr(
-                small,
-                name,
-                nn.Parameter(value.detach().clone()) if name in small._parameters else value.detach().clone(),
-            )
-    n_out, n_in = weight.shape[:2]
-    sizes = (
-        {"out_features": n_out, "in_features": n_in}
-        if isinstance(layer, nn.Linear)
-        else {"out_channels": n_out, "in_channels": n_in}
-    )
-    for name, size in sizes.items():
-        setattr(small, name, size)
-    return small
+def aligned(pairs: Tensor, parameter: Tensor) -> Tensor:
+    """What holds for pairs of units, or for units, so that it can be broadcast over a parameter."""
+    return pairs.view(*pairs.shape, *[1] * (parameter.ndim - pairs.ndim)) if parameter.ndim > pairs.ndim else pairs
 
 
-def cut_own(module: nn.Module, mask: Tensor) -> nn.Module:
-    """A copy of a BatchNorm or PReLU with the entries of the mask's units alone."""
-    small = copy.deepcopy(module)
-    if mask.dtype != torch.bool:
-        return small
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if tensor.ndim and len(tensor) >= len(mask):
-            value = tensor.detach()[spread(mask, len(tensor))].clone()
-            setattr(small, name, nn.Parameter(value) if name in small._parameters else value)
-            setattr(small, "num_parameters" if isinstance(module, nn.PReLU) else "num_features", len(value))
-    return small
+def both(out: Tensor, into: Tensor | None) -> Tensor:
+    """Which weights lead from units of one mask to units of another: bool, shape (n_out, n_in), or (n_out,)."""
+    return out if into is None else out[:, None] & into[None, :]
+
+
+def hold(frozen: FrozenEntries, parameter: nn.Parameter, claimed: Tensor) -> None:
+    """Hold what is claimed of a parameter: a corner of it, where units are in order, which takes a tenth of the time.
+
+    Args:
+        claimed: shape (rows, columns), or (rows,) where a row is claimed as a whole.
+    """
+    if claimed.ndim > 1:
+        claimed = claimed.expand(parameter.shape[:2])
+    sides = [claimed] if claimed.ndim == 1 else [claimed.any(1), claimed.any(0)]
+    sizes = tuple(int(side.sum()) for side in sides)
+    filled = corner(claimed.contiguous(), sizes)
+    if int(claimed.sum()) == int(filled.sum()) == filled.numel():
+        frozen.hold_corner(parameter, sizes[:1] if sizes[1:] == claimed.shape[1:] else sizes)
+    else:
+        frozen.hold(parameter, aligned(claimed, parameter).expand_as(parameter))
 
 
 @torch.no_grad()
-def seconds(network: nn.Module, x: Tensor) -> float:
+def reorder(tensors: Mapping[str, Tensor], places: Iterable[tuple[str, int, int]], order: Tensor) -> None:
+    """Put the entries of one layer's units in this order, in all tensors that have a place for them."""
+    for name, axis, each in places:
+        if name in tensors:
+            tensors[name].copy_(tensors[name].index_select(axis, spread(order, each)))
+
+
+# ---- a task's network alone ------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def alone(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of the network that has these tensors, and no gates."""
+    network = standalone(copied(network))
+    for module in network.modules():
+        for number in [number for number, hook in module._forward_hooks.items() if isinstance(hook, _Gate)]:
+            del module._forward_hooks[number]
+    places = every_name(network)
+    for name, value in tensors.items():
+        places[name].copy_(value)
+    return network
+
+
+def without_units(network: nn.Module, head: nn.Module, graph: Graph, masks: Sequence[Tensor]) -> Any:
+    """The network, changed in place, and the head behind it: a layer's other units are cut out, or gated."""
+    cuts = {number for number, layer in enumerate(graph.layers) if layer.cuts and masks[0].dtype == torch.bool}
+    values, kept = graph.evaluate(masks), {number: masks[number].nonzero().flatten() for number in cuts}
+    for gate in graph.gates:
+        if not graph.layers_of(gate.mask) <= cuts:
+            put_gate(network, gate.path, values(gate.mask), gate.behind)
+    cut(network, [(graph.layers[number].places, kept[number]) for number in cuts])
+    for number in cuts:
+        for name, axis, each in graph.layers[number].places:
+            if name == HEAD:
+                cut(head, [([("weight", axis, each)], kept[number])])
+    both = standalone(nn.Sequential(network, head))
+    names = [layer.path for layer in graph.layers]
+    both.report = {"cut": [names[n] for n in sorted(cuts)], "masked": [n for i, n in enumerate(names) if i not in cuts]}  # type: ignore[assignment]
+    return both
+
+
+@torch.no_grad()
+def cut(network: nn.Module, kept: Iterable[tuple[Sequence[tuple[str, int, int]], Tensor]]) -> nn.Module:
+    """The network with some of its units alone, changed in place: places and, of each layer, the units to keep."""
+    changed: dict[int, nn.Module] = {}
+    for places, units in kept:
+        for name, axis, each in places:
+            if name == HEAD:
+                continue
+            path, _, attribute = name.rpartition(".")
+            module = network.get_submodule(path)
+            small = getattr(module, attribute).detach().index_select(axis, spread(units, each)).clone()
+            needs = attribute in module._parameters
+            setattr(module, attribute, nn.Parameter(small, requires_grad=False) if needs else small)
+            changed[id(module)] = module
+    for module in changed.values():
+        _resize(module)
+    return network
+
+
+def from_older_files(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file of version 0.1, with the names that they have now."""
+    kinds = (NORMS, nn.PReLU)
+    own = [path for path, module in network.named_modules() if isinstance(module, kinds)]
+    found = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "own":
+            task, number, attribute = rest.split(".")
+            name = f"norms.{task}.{own[int(number)]}/{attribute}".replace(".", "/").replace("norms/", "norms.", 1)
+            name = name.replace(f"norms.{task}/", f"norms.{task}.", 1)
+        elif kind.startswith("mask_"):
+            name = f"stored_masks.{kind.removeprefix('mask_')}"
+        found[name] = tensor
+    return found
+
+
+def _resize(module: Any) -> None:
+    """Say in a module's attributes what size its tensors have now."""
+    weight: Any = getattr(module, "weight", None)
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.conv._ConvTransposeNd):
+        module.in_channels, module.out_channels = weight.shape[:2]
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        if module.groups > 1:  # depthwise
+            each = module.out_channels // module.groups
+            module.groups = len(weight) // each
+        module.out_channels, module.in_channels = len(weight), weight.shape[1] * module.groups
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(weight)
+    elif hasattr(module, "num_features"):
+        module.num_features = len(next(t for t in (weight, module.running_mean) if t is not None))
+    elif hasattr(module, "nf"):
+        module.nx, module.nf = weight.shape
+
+
+def put_gate(network: nn.Module, path: str, mask: Tensor, behind: int) -> None:
+    """Have the output of a module multiplied by a mask, by what needs PyTorch alone."""
+    module = network.get_submodule(path)
+    chain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    graph = fx.Graph()
+    h = [graph.placeholder(name) for name in (["h"] if chain else ["module", "given", "h"])][-1]
+    values = graph.get_attr("mask")
+    gate = (torch.where, (values, h, 0.0)) if mask.dtype == torch.bool else (torch.mul, (h, values))
+    graph.output(graph.call_function(*gate))
+    holder = nn.Module()
+    holder.register_buffer("mask", mask.view(-1, *[1] * behind).clone())
+    made = fx.GraphModule(holder, graph, "Gate")
+    module.add_module("gate", made)
+    if not chain:
+        module.register_forward_hook(made)
+
+
+def report(before: nn.Module, after: nn.Module, x: Tensor | None) -> dict[str, Any]:
+    """What was gained: parameters of both, and, where inputs are given, the seconds they take, in turns."""
+    found: dict[str, Any] = {
+        "parameters": sum(p.numel() for p in after.parameters()),
+        "parameters_before": sum(p.numel() for p in before.parameters()),
+        **dict.fromkeys(("seconds", "seconds_before", "speed_up")),
+    }
+    if x is not None:
+        pairs = [(_seconds(before, x), _seconds(after, x)) for _ in range(7)][2:]
+        slow, quick = (sorted(times)[len(pairs) // 2] for times in zip(*pairs, strict=True))
+        found.update(seconds=quick, seconds_before=slow, speed_up=slow / quick)
+    return found
+
+
+@torch.no_grad()
+def _seconds(network: nn.Module, x: Tensor) -> float:
     started = time.perf_counter()
     network(x)
     if x.is_cuda:
