@@ -5,31 +5,48 @@ A weight is important where the Fisher information is large: where moving it cha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..datasets import Samples
-from ..learner import Learner
+from .. import checks, evaluation
+from ..inputs import Tree
+from ..learner import Fit, Learner
+from ..samples import LazySamples, Samples
 from ..tasks import Task
-from .quadratic import Anchor, QuadraticPenalty, check_number, check_samples, mean_over_samples, some
+from .per_sample import check_samples, mean_over_samples, subsample, try_out
+from .quadratic import Anchor, Names, QuadraticPenalty
+
+# ---- the equations ---------------------------------------------------------------------------------------------------
 
 
 def fisher_diagonal(
-    learner: Learner, parameters: Mapping[str, Tensor], samples: Samples, task_id: int | None
+    learner: Learner,
+    parameters: Mapping[str, Tensor],
+    samples: Samples | LazySamples,
+    task_id: int | None,
+    relabel: Callable[[Tree], Tensor] | None = None,
+    criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """F_i = mean over samples of ( d log p(y | x) / d theta_i )^2: per-sample gradients, squared, then averaged.
 
-    The diagonal of the Fisher information, where the labels y were drawn from p(y | x). By parameter name.
+    The diagonal of the Fisher information, where the labels y were drawn from p(y | x). By parameter name. With a
+    criterion, (outputs, targets) -> mean loss, that stands for -log p.
     """
 
-    def log_likelihood(logits: Float[Tensor, " classes"], y: Int[Tensor, ""]) -> Float[Tensor, ""]:
+    def log_likelihood(logits: Float[Tensor, "*outputs"], y: Tensor) -> Float[Tensor, ""]:
+        if criterion is not None:
+            return -criterion(logits.unsqueeze(0), y.unsqueeze(0))
         return -F.cross_entropy(logits, y)
 
-    return mean_over_samples(learner, parameters, samples, task_id, log_likelihood, Tensor.square)
+    return mean_over_samples(learner, parameters, samples, task_id, log_likelihood, Tensor.square, relabel)
+
+
+# ---- the learner -----------------------------------------------------------------------------------------------------
 
 
 class EWC(QuadraticPenalty):
@@ -39,13 +56,16 @@ class EWC(QuadraticPenalty):
 
     Args:
         backbone: any module whose forward works on one sample at a time in evaluation mode.
-        mode: "offline" keeps one anchor and one Fisher diagonal a task; "online" one anchor, moved to the newest task,
+        mode: "offline" keeps an anchor and a Fisher diagonal per task; "online" one anchor, moved to the newest task,
             and the decayed sum F <- decay F + F^t.
         lam: strength. 10 was the best over four streams of digits, on validation samples; by stream 1 to 1000.
         fisher: "sampled" draws labels from the model's own prediction, as the Fisher information is defined;
-            "empirical" takes the true labels.
+            "empirical" takes the true labels. Of tasks without a head (`n_outputs=None`) the gradients are always those
+            of the criterion, for the true targets.
         samples: training samples that the Fisher diagonal is estimated from; None for all.
         decay: in mode "online".
+        parameters: names of parameters that are held, or patterns of such ("*.lora_*"), or a function of a name; the
+            others are free, and cost nothing. None for all that learn.
 
     Raises:
         ValueError: a hyperparameter out of its range.
@@ -59,23 +79,34 @@ class EWC(QuadraticPenalty):
         fisher: str = "sampled",
         samples: int | None = None,
         decay: float = 1.0,
+        parameters: Names = None,
     ) -> None:
-        if mode not in ("offline", "online"):
-            raise ValueError(f"mode is {mode!r}; allowed: 'offline', 'online'")
-        if fisher not in ("sampled", "empirical"):
-            raise ValueError(f"fisher is {fisher!r}; allowed: 'sampled', 'empirical'")
-        check_number("lam", lam, least=0)
-        check_samples(samples)
-        check_number("decay", decay, least=0, beyond=True)
-        if decay > 1:
-            raise ValueError(f"decay is {decay!r}; allowed: above 0, up to 1")
-        super().__init__(backbone, lam / 2, mode=mode, lam=lam, fisher=fisher, samples=samples, decay=decay)
+        checks.one_of("mode", mode, ("offline", "online"))
+        checks.one_of("fisher", fisher, ("sampled", "empirical"))
+        lam, samples = checks.number("lam", lam), check_samples(samples)
+        decay = checks.number("decay", decay, beyond=True, most=1)
+        kept = {"mode": mode, "lam": lam, "fisher": fisher, "samples": samples, "decay": decay}
+        super().__init__(backbone, lam / 2, parameters, **kept)
         self.mode, self.lam, self.fisher, self.samples, self.decay = mode, lam, fisher, samples, decay
 
+    # ---- the algorithm -----------------------------------------------------------------------------------------------
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        try_out(self, self.shared(), task)
+        super().learn(task, fit)
+
     def importance(self, task: Task) -> dict[str, Tensor]:
-        samples, task_id = some(task.make("train"), self.samples), task.id if task.scenario == "task" else None
-        if self.fisher == "sampled":
-            samples = Samples(samples.x, self._drawn_labels(samples.x, task_id))
+        samples, task_id = subsample(task.make("train"), self.samples), task.id_at_test
+        if task.n_outputs is None:
+            return fisher_diagonal(
+                self, self.shared(), samples, task_id, criterion=partial(self._judge, task_id=task.id)
+            )
+        if self.fisher == "empirical":
+            return fisher_diagonal(self, self.shared(), samples, task_id)
+        if isinstance(samples, LazySamples):  # read once: labels are drawn batch by batch
+            draw = partial(self._drawn_labels, task_id=task_id)
+            return fisher_diagonal(self, self.shared(), samples, task_id, relabel=draw)
+        samples = Samples(samples.x, self._drawn_labels(samples.x, task_id))
         return fisher_diagonal(self, self.shared(), samples, task_id)
 
     def consolidate(self, importance: Mapping[str, Tensor]) -> None:
@@ -86,12 +117,6 @@ class EWC(QuadraticPenalty):
             self.merge(importance, keep=self.decay)
 
     @torch.no_grad()
-    def _drawn_labels(self, x: Tensor, task_id: int | None) -> Tensor:
-        training = self.training
-        self.eval()
-        try:
-            parts = (self(part.to(self.device), task_id) for part in x.split(1000))
-            labels = [logits.softmax(1).multinomial(1).squeeze(1) for logits in parts]
-        finally:
-            self.train(training)
-        return torch.cat(labels).to(x.device)
+    def _drawn_labels(self, x: Tree, task_id: int | None) -> Tensor:
+        labels = [z.softmax(1).multinomial(1).squeeze(1) for z in evaluation.logits(self, x, task_id)]
+        return torch.cat(labels).cpu()

@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .. import checks
 from ..learner import Fit, Learner
 from ..tasks import Task
-from .quadratic import check_number
+
+# ---- the equations ---------------------------------------------------------------------------------------------------
 
 
 def distillation(
@@ -32,6 +34,14 @@ def distillation(
     return torch.dot(p.flatten(), log_q.flatten()) / -len(logits)
 
 
+def output_distance(outputs: Float[Tensor, "batch ..."], targets: Float[Tensor, "batch ..."]) -> Float[Tensor, ""]:
+    """Mean squared difference of present and recorded outputs: what distils a network whose outputs are no classes."""
+    return (outputs - targets).square().mean()
+
+
+# ---- the learner -----------------------------------------------------------------------------------------------------
+
+
 class LwF(Learner):
     """Hold on to the answers of the network before the task, on the task's own images; no weight is held.
 
@@ -39,7 +49,8 @@ class LwF(Learner):
 
     The network as it was when the task arrived is kept in evaluation mode until the task is learned, and answers each
     batch: the same numbers as recording its outputs for every image beforehand. In scenario "task" every old head is
-    distilled, in "domain" the shared head, in "class" the classes seen before.
+    distilled, in "domain" the shared head, in "class" the classes seen before. Of tasks without a head
+    (`n_outputs=None`) the network's own outputs are, by `output_distance`.
 
     Args:
         backbone: any module.
@@ -51,13 +62,14 @@ class LwF(Learner):
     """
 
     def __init__(self, backbone: nn.Module, lam: float = 1.0, temperature: float = 2.0) -> None:
-        check_number("lam", lam, least=0)
-        check_number("temperature", temperature, least=0, beyond=True)
+        lam, temperature = checks.number("lam", lam), checks.number("temperature", temperature, beyond=True)
         super().__init__(backbone, lam=lam, temperature=temperature)
         self.lam, self.temperature = lam, temperature
         self.old: list[nn.Module] = []  # in a list, so that the copies are neither trained nor saved
         self.old_outputs: tuple[Tensor, ...] = ()  # weight and bias of all the old heads in one
         self.held: list[nn.Linear] = []  # the same heads as they are trained now
+
+    # ---- the algorithm -----------------------------------------------------------------------------------------------
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.remember(task)
@@ -70,7 +82,9 @@ class LwF(Learner):
         """Copy the backbone and the heads that are to keep their answers, before the first step is taken."""
         kept = {name: head for name, head in self.heads.items() if self._answers(name, task.id)}
         self.old = []
-        if self.learned and kept:
+        if self.learned and not self.heads.are_layers:
+            self.old = [copy.deepcopy(self.backbone).eval().requires_grad_(False)]
+        elif self.learned and kept:
             self.old = [copy.deepcopy(self.backbone).eval(), copy.deepcopy(nn.ModuleDict(kept)).eval()]
             for module in self.old:
                 module.requires_grad_(False)
@@ -88,13 +102,19 @@ class LwF(Learner):
             return str(task_id) not in names or names.index(name) < names.index(str(task_id))
         return name == "shared" or int(name) in self.learned
 
+    # ---- forward and loss --------------------------------------------------------------------------------------------
+
     def loss(self, x: Tensor, y: Tensor, task_id: int | None = None) -> Tensor:
         if not self.old:
             return super().loss(x, y, task_id)
         task_id = self.check(x, task_id)
         features = self.features(x, task_id)
+        if not self.heads.are_layers:
+            with torch.no_grad():
+                before = self.apply_network(self.old[0], x)
+            return self.cross_entropy(features, y) + self.lam * output_distance(features, before)
         with torch.no_grad():
-            targets = F.linear(self.old[0](x), *self.old_outputs)
+            targets = F.linear(self.apply_network(self.old[0], x), *self.old_outputs)
         n = targets.shape[1]
         if self.scenario == "task":  # all heads in one product: the old ones, and behind them that of the task
             outputs = F.linear(features, *stacked([*self.held, self.heads[str(task_id)]]))
@@ -112,6 +132,8 @@ class LwF(Learner):
             return distillation(now.reshape(shape), targets.reshape(shape), self.temperature)
         pairs = zip(now.split(sizes, 1), targets.split(sizes, 1), strict=True)
         return torch.stack([distillation(*pair, self.temperature) for pair in pairs]).sum()
+
+    # ---- what it costs, and taking it elsewhere ----------------------------------------------------------------------
 
     def capacity(self) -> dict[str, Any]:
         """As of every method, and "bytes_while_learning": the copy of the network that the next task would need."""

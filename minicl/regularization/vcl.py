@@ -6,164 +6,19 @@ known exactly has a narrow prior, and can hardly move.
 
 from __future__ import annotations
 
-import copy
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from .. import checks, inputs
 from ..learner import Fit, Learner, TaskRecord
-from ..networks import _digest
 from ..tasks import Task
-from .quadratic import check_number
+from ..tensors import TensorDict
+from .gaussian import Gaussian, deterministic_copy, gaussian_copy
 
-
-def kl_divergence(
-    mean: Float[Tensor, "*shape"],
-    log_sigma: Float[Tensor, "*shape"],
-    prior_mean: Float[Tensor, "*shape"],
-    prior_log_sigma: Float[Tensor, "*shape"],
-) -> Float[Tensor, ""]:
-    """KL(q || p) = sum_i log(sigma_p / sigma_q) + (sigma_q^2 + (mu_q - mu_p)^2) / (2 sigma_p^2) - 1/2, of Gaussians."""
-    ratio = 2 * (log_sigma - prior_log_sigma)
-    distance = (mean - prior_mean) ** 2 * (-2 * prior_log_sigma).exp()
-    return 0.5 * (ratio.exp() + distance - 1 - ratio).sum()
-
-
-def local_reparameterisation(
-    mean: Float[Tensor, "*shape"], variance: Float[Tensor, "*shape"], epsilon: Float[Tensor, "*shape"]
-) -> Float[Tensor, "*shape"]:
-    """a = E[a] + sqrt(Var[a]) epsilon: outputs of a layer are drawn, not weights (Kingma et al., arXiv 1506.02557)."""
-    return mean + variance.clamp(min=1e-16).sqrt() * epsilon
-
-
-class Gaussian(nn.Module):
-    """What a layer has when its weights are Gaussians: means (the weights it had), standard deviations, and a prior."""
-
-    def become_uncertain(self, prior_sigma: float, initial_sigma: float) -> None:
-        for name, mean in self.means().items():
-            self.register_parameter(f"{name}_log_sigma", nn.Parameter(torch.full_like(mean, math.log(initial_sigma))))
-            self.register_buffer(f"prior_{name}", torch.zeros_like(mean))
-            self.register_buffer(f"prior_{name}_log_sigma", torch.full_like(mean, math.log(prior_sigma)))
-        self.drawn: dict[str, Tensor] | None = None
-
-    def means(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.named_parameters(recurse=False) if name in ("weight", "bias")}
-
-    def posterior(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """For weight and bias: mean and log sigma, prior mean and prior log sigma."""
-        return [
-            (
-                mean,
-                self.get_parameter(f"{name}_log_sigma"),
-                self.get_buffer(f"prior_{name}"),
-                self.get_buffer(f"prior_{name}_log_sigma"),
-            )
-            for name, mean in self.means().items()
-        ]
-
-    def kl(self) -> Tensor:
-        return torch.stack([kl_divergence(*part) for part in self.posterior()]).sum()
-
-    def remember(self) -> None:
-        """The posterior becomes the prior."""
-        for mean, log_sigma, prior_mean, prior_log_sigma in self.posterior():
-            prior_mean.copy_(mean)
-            prior_log_sigma.copy_(log_sigma)
-
-    def recall(self) -> None:
-        """The prior becomes the posterior."""
-        for mean, log_sigma, prior_mean, prior_log_sigma in self.posterior():
-            mean.copy_(prior_mean)
-            log_sigma.copy_(prior_log_sigma)
-
-    def draw(self, generator: torch.Generator) -> None:
-        """Put weights drawn from the posterior in place, until `drawn` is None again."""
-        self.drawn = {}
-        for name, mean in self.means().items():
-            epsilon = torch.randn(mean.shape, generator=generator).to(mean)
-            self.drawn[name] = mean + self.get_parameter(f"{name}_log_sigma").exp() * epsilon
-
-    def apply_to(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """What the layer computes with these weights."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.drawn is not None:
-            return self.apply_to(x, **self.drawn)
-        mean = self.apply_to(x, **self.means())
-        if not self.training:
-            return mean
-        variances = {name: (2 * self.get_parameter(f"{name}_log_sigma")).exp() for name in self.means()}
-        variance = self.apply_to(x**2, **variances)
-        return local_reparameterisation(mean, variance, torch.randn_like(mean))
-
-    def become_certain(self) -> None:
-        """Undo `become_uncertain`: an ordinary layer with the means as its weights."""
-        for name in self.means():
-            delattr(self, f"{name}_log_sigma")
-            delattr(self, f"prior_{name}")
-            delattr(self, f"prior_{name}_log_sigma")
-        del self.drawn
-
-
-class GaussianLinear(Gaussian, nn.Linear):
-    def apply_to(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.linear(x, weight, bias)
-
-
-class _GaussianConv(Gaussian):
-    def apply_to(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        result: Tensor = self._conv_forward(x, weight, bias)  # type: ignore[operator]
-        return result
-
-
-class GaussianConv1d(_GaussianConv, nn.Conv1d):
-    pass
-
-
-class GaussianConv2d(_GaussianConv, nn.Conv2d):
-    pass
-
-
-class GaussianConv3d(_GaussianConv, nn.Conv3d):
-    pass
-
-
-GAUSSIAN: dict[type[nn.Module], type[Gaussian]] = {
-    nn.Linear: GaussianLinear,
-    nn.Conv1d: GaussianConv1d,
-    nn.Conv2d: GaussianConv2d,
-    nn.Conv3d: GaussianConv3d,
-}
-PLAIN = {gaussian: plain for plain, gaussian in GAUSSIAN.items()}
-
-
-def uncertain(module: nn.Module, prior_sigma: float, initial_sigma: float) -> nn.Module:
-    """A copy of a network whose Linear and Conv layers have Gaussian weights."""
-    network = copy.deepcopy(module)
-    untouched = getattr(network, "_first_weights", None) == _digest(network)
-    for part in network.modules():
-        if type(part) in GAUSSIAN:
-            part.__class__ = GAUSSIAN[type(part)]  # and everything that an ordinary layer holds stays where it is
-            assert isinstance(part, Gaussian)
-            part.become_uncertain(prior_sigma, initial_sigma)
-    if untouched:  # `run` draws the first weights of such a network from its seed: see `minicl.networks`
-        network._first_weights = _digest(network)  # type: ignore[assignment]
-    return network
-
-
-def certain(module: nn.Module) -> nn.Module:
-    """A copy of a network whose Gaussian layers are ordinary ones again, with the means as weights."""
-    network = copy.deepcopy(module)
-    for part in network.modules():
-        if isinstance(part, Gaussian):
-            part.become_certain()
-            part.__class__ = PLAIN[type(part)]  # type: ignore[assignment]
-    return network
+# ---- the learner -----------------------------------------------------------------------------------------------------
 
 
 class VCL(Learner):
@@ -196,6 +51,9 @@ class VCL(Learner):
         ValueError: a hyperparameter out of its range; a backbone without Linear or Conv layers.
     """
 
+    copies_backbone = True
+    needs_classes = True
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -204,51 +62,63 @@ class VCL(Learner):
         initial_sigma: float = 0.05,
         coreset: int | None = None,
     ) -> None:
-        check_integer("samples", samples)
-        if coreset is not None:
-            check_integer("coreset", coreset)
-        check_number("prior_sigma", prior_sigma, least=0, beyond=True)
-        check_number("initial_sigma", initial_sigma, least=0, beyond=True)
+        samples = checks.integer("samples", samples)
+        coreset = None if coreset is None else checks.integer("coreset", coreset)
+        prior_sigma = checks.number("prior_sigma", prior_sigma, beyond=True)
+        initial_sigma = checks.number("initial_sigma", initial_sigma, beyond=True)
         given = {"samples": samples, "prior_sigma": prior_sigma, "initial_sigma": initial_sigma, "coreset": coreset}
         super().__init__(backbone, **given)
         self.samples, self.prior_sigma, self.initial_sigma, self.coreset = samples, prior_sigma, initial_sigma, coreset
-        self.backbone = uncertain(backbone, prior_sigma, initial_sigma)
+        self.backbone = gaussian_copy(backbone, prior_sigma, initial_sigma)
         if not self.layers(self.backbone):
             raise ValueError(
                 f"the backbone {type(backbone).__name__} has no layer that VCL can make uncertain; "
                 "allowed: at least one nn.Linear, nn.Conv1d, nn.Conv2d or nn.Conv3d"
             )
         self.n_train: int | None = None  # while a task is learned
-        self.kept = nn.ModuleDict()  # coresets, by task
+        self.kept = TensorDict()  # coresets: inputs and labels, by task
+
+    # ---- the algorithm -----------------------------------------------------------------------------------------------
 
     def learn(self, task: Task, fit: Fit) -> None:
         train = task.make("train")
-        self.recall()
+        if self.coreset is not None and task.ragged:
+            raise ValueError("a coreset holds inputs of one shape, and this task's have several; allowed: coreset=None")
+        self.prior_to_posterior()
         try:
             self.n_train = len(train)
             fit()
-            self.remember()
+            self.posterior_to_prior()
             if self.coreset is not None:
-                rows = torch.randperm(len(train))[: self.coreset]
-                self.kept[str(task.id)] = Kept(train.x[rows].to(self.device), train.y[rows].to(self.device))
-                self.n_train = sum(len(kept.get_buffer("y")) for kept in self.kept.values())
-                fit(tasks=[self._kept_task(name) for name in self.kept])
+                chosen = train.take(torch.randperm(len(train))[: self.coreset])
+                for path, leaf in inputs.named(chosen.x):
+                    self.kept[f"{task.id}.x{path}"] = leaf.to(self.device)
+                self.kept[f"{task.id}.y"] = chosen.y.to(self.device)
+                coresets = [self._coreset(t) for t in self.tasks if f"{t}.y" in self.kept]
+                self.n_train = sum(len(coreset.train) for coreset in coresets)
+                fit(tasks=coresets)
         finally:
             self.n_train = None
         self._freeze_the_rest()
 
+    def trainings(self, samples: Sequence[int], epochs: int) -> list[tuple[int, int]]:
+        kept = 0 if self.coreset is None else sum(min(self.coreset, n) for n in samples)
+        return [(epochs, samples[-1]), *([(epochs, kept)] if kept else [])]
+
     @torch.no_grad()
-    def recall(self) -> None:
+    def prior_to_posterior(self) -> None:
         """Start from what the tasks so far have taught: the posterior then, without the coresets."""
         if self.learned:
             for layer in self.layers(self.backbone, *(h for name, h in self.heads.items() if self._known_head(name))):
-                layer.recall()
+                layer.prior_to_posterior()
 
     @torch.no_grad()
-    def remember(self) -> None:
+    def posterior_to_prior(self) -> None:
         """q_t becomes the prior of the next task."""
         for layer in self.layers(self):
-            layer.remember()
+            layer.posterior_to_prior()
+
+    # ---- forward and loss --------------------------------------------------------------------------------------------
 
     def loss(self, x: Tensor, y: Tensor, task_id: int | Tensor | None = None) -> Tensor:
         """Negative log-likelihood of one draw and, while a task is learned, KL / N."""
@@ -263,7 +133,9 @@ class VCL(Learner):
         losses = []
         for t in task_ids.unique().tolist():
             rows = (task_ids == t).nonzero().flatten()
-            losses.append(self.cross_entropy(self.classify(features[rows], t), y[rows]) * len(rows))
+            logits = self.classify(features[rows], t)
+            labels = y[rows][:, : logits.shape[1]] if y.is_floating_point() else y[rows]
+            losses.append(self.cross_entropy(logits, labels) * len(rows))
         return torch.stack(losses).sum() / len(y)
 
     def kl(self) -> Tensor:
@@ -290,16 +162,18 @@ class VCL(Learner):
     def classify(self, features: Tensor, task_id: int | None) -> Tensor:
         if self.scenario == "class":
             return torch.cat([head(features) for head in self.heads.values()], 1)
-        logits: Tensor = self.heads["shared" if self.scenario == "domain" else str(task_id)](features)
+        logits: Tensor = self.heads.real("shared" if self.scenario == "domain" else str(task_id))(features)
         return logits
+
+    # ---- what must not move ------------------------------------------------------------------------------------------
 
     def grow(self, task: TaskRecord) -> None:
         before = set(self.heads)
         super().grow(task)
         for name in set(self.heads) - before:
-            self.heads[name] = uncertain(self.heads[name], self.prior_sigma, self.initial_sigma)
+            self.heads[name] = gaussian_copy(self.heads[name], self.prior_sigma, self.initial_sigma)
 
-    def restored(self) -> None:
+    def on_load(self) -> None:
         if self.learned:
             self._freeze_the_rest()
 
@@ -314,9 +188,12 @@ class VCL(Learner):
         """Whether a head was trained before, and has a posterior of its own."""
         return bool(self.learned) if name == "shared" else int(name) in self.learned
 
-    def _kept_task(self, name: str) -> Task:
-        kept, record = self.kept[name], self.tasks[int(name)]
-        return Task(record.id, record.n_outputs, (kept.x, kept.y), scenario=record.scenario, name=record.name)  # type: ignore[arg-type]
+    def _coreset(self, task_id: int) -> Task:
+        start = f"{task_id}.x"
+        leaves = {name.removeprefix(start): leaf for name, leaf in self.kept.items() if name.startswith(start)}
+        x = inputs.named_back(self.input_shape, leaves)
+        record, kept = self.tasks[task_id], (x, self.kept[f"{task_id}.y"])
+        return Task(record.id, record.n_outputs, kept, scenario=record.scenario, name=record.name)
 
     @staticmethod
     def layers(*modules: nn.Module) -> list[Gaussian]:
@@ -324,35 +201,15 @@ class VCL(Learner):
         found = {id(part): part for module in modules for part in module.modules() if isinstance(part, Gaussian)}
         return list(found.values())
 
+    # ---- what it costs, and taking it elsewhere ----------------------------------------------------------------------
+
     def export_backbone(self, task_id: int | None) -> nn.Module:
-        return certain(self.backbone)
+        return deterministic_copy(self.backbone)
 
     def _export_head(self, task_id: int | None) -> nn.Module:
-        return certain(super()._export_head(task_id))
-
-    def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Make room for the coresets that a file holds."""
-        for name in (str(t) for t in self.tasks if f"kept.{t}.y" in tensors):  # in the order in which they were learned
-            x, y = tensors.get(f"kept.{name}.x", torch.empty(0)), tensors[f"kept.{name}.y"]
-            self.kept[name] = Kept(torch.empty_like(x, device=self.device), torch.empty_like(y, device=self.device))
-        return tensors
+        return deterministic_copy(super()._export_head(task_id))
 
     def extra_bytes(self) -> int:
         """Bytes of the prior and of the coresets; standard deviations are parameters, and counted there."""
         priors = [t for layer in self.layers(self) for part in layer.posterior() for t in part[2:]]
-        return sum(t.nbytes for t in (*priors, *self.kept.buffers()))
-
-
-class Kept(nn.Module):
-    """The coreset of a task: images x, shape (n, ...), and labels y."""
-
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("x", x)
-        self.register_buffer("y", y)
-
-
-def check_integer(name: str, value: Any) -> None:
-    """ValueError unless the value is an integer from 1 up."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}; allowed: integers from 1 up")
+        return sum(t.nbytes for t in (*priors, *self.kept.values()))

@@ -8,7 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .. import inputs
+from ..losses import together
 from .memory import Replay
+
+# ---- the learner -----------------------------------------------------------------------------------------------------
 
 
 class ER(Replay):
@@ -17,7 +21,7 @@ class ER(Replay):
     Args:
         backbone: any module.
         budget: number of samples kept.
-        share: who stays in memory: "reservoir", or an equal share a "task" or "class" (see `Memory`).
+        share: who stays in memory: "reservoir", or an equal share per "task" or "class" (see `Memory`).
 
     Raises:
         ValueError: a budget below 1, an unknown share.
@@ -26,12 +30,15 @@ class ER(Replay):
     def __init__(self, backbone: nn.Module, budget: int = 200, share: str = "reservoir") -> None:
         super().__init__(backbone, budget, share)
 
+    # ---- forward and loss --------------------------------------------------------------------------------------------
+
     def loss(self, x: Tensor, y: Tensor, task_id: int | None = None) -> Tensor:
         if not (self.training and self.replaying):
             return super().loss(x, y, task_id)
         task_id, memory = self.check(x, task_id), self.memory
-        rows = memory.draw(len(x))
-        x, y = torch.cat([x, memory.x.index_select(0, rows)]), torch.cat([y, memory.y.index_select(0, rows)])
+        rows = memory.draw(len(y))
+        x = inputs.cat([x, memory.at(rows)])
+        y = together(y, memory.y.index_select(0, rows), self.widest())
         if task_id is None:
             return super().loss(x, y)
         ids = torch.cat([torch.full_like(rows, task_id), memory.task_ids.index_select(0, rows)])

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .. import checks, distributed, inputs
 from ..learner import Fit
 from ..tasks import Task
-from .agem import GradientProjection, flat
-from .memory import check_weight
+from .projection import GradientProjection, flat
+
+# ---- the equations ---------------------------------------------------------------------------------------------------
 
 
 def dual(products: Float[Tensor, " tasks"], gram: Float[Tensor, "tasks tasks"], margin: float) -> Tensor | None:
@@ -87,6 +89,9 @@ def is_plain(module: nn.Module) -> bool:
     )
 
 
+# ---- the learner -----------------------------------------------------------------------------------------------------
+
+
 class GEM(GradientProjection):
     """The batch's gradient, projected so that it points against the gradient of no earlier task.
 
@@ -103,11 +108,13 @@ class GEM(GradientProjection):
     """
 
     def __init__(self, backbone: nn.Module, budget: int = 200, margin: float = 0.5) -> None:
-        check_weight("margin", margin)
+        margin = checks.number("margin", margin)
         super().__init__(backbone, budget, "task", margin=margin)
         self.hyperparameters.pop("share")
         self.margin = margin
         self._G = torch.empty(0)  # room for the constraints, while a task is learned
+
+    # ---- the algorithm -----------------------------------------------------------------------------------------------
 
     def learn(self, task: Task, fit: Fit) -> None:
         try:
@@ -121,7 +128,9 @@ class GEM(GradientProjection):
             g = flat((p.grad for p in parameters), parameters)
             projected = project_on_cone(g, self.constraints(parameters), self.margin)
             if projected is not g:
-                self.lend(projected, parameters)
+                self.set_gradients(projected, parameters)
+
+    # ---- the constraints ---------------------------------------------------------------------------------------------
 
     def constraints(self, parameters: list[nn.Parameter]) -> Tensor:
         """G: the gradient of the loss over each earlier task's samples, shape (tasks, numbers in the parameters)."""
@@ -130,15 +139,18 @@ class GEM(GradientProjection):
         if self._G.shape != shape:  # written anew in every step: fresh memory of this size would cost time
             self._G = parameters[0].new_empty(shape)
         modules = [*self.backbone.modules(), *self.heads.values()]
-        if all(type(module) in ROW_BY_ROW and is_plain(module) for module in modules):
-            self._together(x, y, task_ids, parameters)
+        plain = self.select is None and isinstance(x, Tensor) and not self._writes_input and self.heads.are_layers
+        if plain and all(type(module) in ROW_BY_ROW and is_plain(module) for module in modules):
+            self._per_task_gradients(x, y, task_ids, parameters)
         else:
-            for row, x_k, y_k, t in zip(self._G, x, y, task_ids, strict=True):
+            for k, (row, y_k, t) in enumerate(zip(self._G, y, task_ids, strict=True)):
+                x_k = inputs.map(lambda leaf: leaf[k], x)  # noqa: B023
                 row.copy_(self.gradient_of(x_k, y_k, t.expand(len(y_k)), parameters))
+        distributed.average([self._G])
         return self._G
 
-    def _together(self, x: Tensor, y: Tensor, task_ids: Tensor, parameters: list[nn.Parameter]) -> None:
-        """The same from one pass: a linear layer's gradient for a task is the product of what went in and came back."""
+    def _per_task_gradients(self, x: Tensor, y: Tensor, task_ids: Tensor, parameters: list[nn.Parameter]) -> None:
+        """The same from one pass: a linear layer's is the product of its input and the gradient of its output."""
         calls: list[tuple[list[nn.Linear], Tensor, Tensor]] = []
         n_tasks, m = y.shape
         h = x.flatten(0, 1)
@@ -147,10 +159,10 @@ class GEM(GradientProjection):
                 given, h = h, layer(h)
                 if isinstance(layer, nn.Linear) and layer.weight.requires_grad:
                     calls.append(([layer], given, h))
-            outputs = F.linear(h, *self.all_heads())
-            own = self.own_outputs(outputs, task_ids.repeat_interleave(m)) if self.scenario == "task" else outputs
-            loss = n_tasks * self.cross_entropy(own, y.flatten())  # the sum of each task's mean
-        calls.append(([head for head in self.heads.values() if isinstance(head, nn.Linear)], h, outputs))
+            outputs = F.linear(h, *self.heads.side_by_side())
+            own = self.heads.own_outputs(outputs, task_ids.repeat_interleave(m)) if self.scenario == "task" else outputs
+            loss = self._sum_of_means(own.unflatten(0, (n_tasks, m)), y, task_ids)
+        calls.append((self.heads.layers, h, outputs))
         pairs: dict[nn.Linear, list[tuple[Tensor, Tensor]]] = {}
         for (modules, given, _), back in zip(calls, torch.autograd.grad(loss, [c[2] for c in calls]), strict=True):
             given = given.detach().reshape(n_tasks, -1, given.shape[-1])
@@ -166,3 +178,10 @@ class GEM(GradientProjection):
                 torch.bmm(back.mT, given, out=rooms[module.weight].unflatten(1, module.weight.shape))
                 if module.bias is not None:
                     torch.sum(back, 1, out=rooms[module.bias])
+
+    def _sum_of_means(self, logits: Tensor, y: Tensor, task_ids: Tensor) -> Tensor:
+        """The sum over tasks of each one's mean loss; logits of shape (tasks, m, outputs)."""
+        if self.criterion is None and not self._criteria:
+            return len(y) * self.cross_entropy(logits.flatten(0, 1), y.flatten())
+        each = [self.mixed_cross_entropy(z, b, t.expand(len(b))) for z, b, t in zip(logits, y, task_ids, strict=True)]
+        return torch.stack(each).sum()
