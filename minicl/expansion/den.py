@@ -1,0 +1,418 @@
+"""DEN, Dynamically Expandable Networks: Yoon, Yang, Lee and Hwang 2018, arXiv 1708.01547.
+
+A new task first re-trains the units that it can use. Where that is not enough, the network gets new units, and those
+that are not needed are taken out again. Units that moved too far from what earlier tasks knew are split: the old one
+goes back, its copy stays. Every unit remembers the task with which it came, and earlier tasks do not see it.
+
+Units stand in the order of their arrival, so what a task may use is the upper left corner of each weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .. import checks, distributed
+from ..evaluation import feeder
+from ..freezing import FrozenEntries, TaskModules, corner, evaluating
+from ..layers import set_tensors
+from ..learner import Fit, Learner, TaskRecord
+from ..protection import uninterrupted
+from ..saving import starting_with
+from ..tasks import Task
+from .growing import Before, Growing
+
+# ---- the equations ---------------------------------------------------------------------------------------------------
+
+
+def soft_threshold(w: Float[Tensor, "*shape"], mu: float) -> Float[Tensor, "*shape"]:
+    """sign(w) max(|w| - mu, 0): the proximal step of mu ||w||_1, Eqs. 2, 3 and 5. What is within mu becomes zero."""
+    return F.softshrink(w, mu)
+
+
+def group_soft_threshold(w: Float[Tensor, "units incoming"], mu: float) -> Float[Tensor, "units incoming"]:
+    """w_g max(0, 1 - mu / ||w_g||): the proximal step of mu sum_g ||w_g||_2, Eq. 5.
+
+    A group g is a row, what comes into one unit; a row no longer than mu becomes zero as a whole.
+    """
+    norm = w.norm(dim=1, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)  # (units, 1)
+    return w * (1 - mu / norm).clamp(min=0)
+
+
+def reachable(
+    head: Float[Tensor, "outputs features"], weights: Sequence[Float[Tensor, "_ _ ..."]]
+) -> list[Bool[Tensor, " _"]]:
+    """Algorithm 2: the units of each layer from which a way over weights that are not zero leads to an output.
+
+    Args:
+        head: weights of the task's outputs, all of which are looked at.
+        weights: of the layers, from the first to the last. A unit may feed several neighbouring columns of the next
+            one (a channel behind a Flatten).
+    """
+    found: list[Tensor] = []
+    above, used = head, torch.ones(len(head), dtype=torch.bool, device=head.device)
+    for weight in reversed(weights):
+        read = (above != 0).view(len(above), len(weight), -1)  # (units above, units, columns of each)
+        used = read[used].any(2).any(0)
+        found.insert(0, used)
+        above = weight
+    return found
+
+
+def drift(w: Float[Tensor, "units ..."], w_before: Float[Tensor, "units ..."]) -> Float[Tensor, " units"]:
+    """rho_i = ||w_i^t - w_i^{t-1}||_2, how far what comes into unit i has moved (Algorithm 4)."""
+    return (w - w_before).flatten(1).norm(dim=1)
+
+
+def pull(w: Float[Tensor, "*shape"], w_before: Float[Tensor, "*shape"], lam: float) -> Float[Tensor, ""]:
+    """lam / 2 ||w^t - w^{t-1}||_2^2, Eq. 6."""
+    return (w - w_before).square().sum() * (lam / 2)
+
+
+# ---- the learner -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Step:
+    """What one call of `fit` trains, beside what `FrozenEntries` holds."""
+
+    head_alone: bool = False
+    sparse: list[tuple[Tensor, int, int]] = field(default_factory=list)  # l1, beyond so many rows and columns
+    new: list[tuple[Any, int]] = field(default_factory=list)  # group lasso, on the units of a layer from this one on
+    anchors: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # parameters and corners of them before
+
+
+class _Pulls(torch.autograd.Function):
+    """The sum of `pull` over the first rows and columns of several parameters: same value and gradient, less time."""
+
+    @staticmethod
+    def forward(ctx: Any, lam: float, befores: Sequence[Tensor], *parameters: Tensor) -> Tensor:
+        parts = [p if p.shape == b.shape else corner(p, b.shape[:2]) for p, b in zip(parameters, befores, strict=True)]
+        ctx.lam, ctx.shapes = lam, [p.shape for p in parameters]
+        ctx.away = torch._foreach_sub(parts, list(befores))
+        flat = [away.flatten() for away in ctx.away]
+        return torch.stack([torch.dot(away, away) for away in flat]).sum() * (lam / 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        pulls = torch._foreach_mul(ctx.away, grads[0] * ctx.lam)
+        found = []
+        for force, shape in zip(pulls, ctx.shapes, strict=True):
+            whole = force
+            if force.shape != shape:
+                whole = force.new_zeros(shape)
+                corner(whole, force.shape[:2]).copy_(force)
+            found.append(whole)
+        return None, None, *found
+
+
+class DEN(Learner):
+    """Re-train what a task can use, add units where that is not enough, and split those that moved too far.
+
+    It forgets a little: shared units move, within the pull `lam` and the threshold `drift`, so it makes no promise of
+    exactness. What is exact: the logits of a finished task use the units of its time stamp and no others.
+
+    `learn` calls `fit` up to four times: for the head alone (Eq. 3), for the selected sub-network (Eq. 4), for the new
+    units (Eq. 5) and after the split (Eq. 6). So a task takes up to four times the steps of other methods; give it
+    fewer epochs where that matters. Weight decay, 1e-4 in the paper, is the optimiser's.
+
+    Where the paper leaves it open: in Eq. 4 shared weights are pulled to where they were, as in Eq. 6 and in the
+    authors' code; the thresholds are taken off after every step, whatever its learning rate, as there. After a
+    split, what came with the task (its head, new units, copies) reads the copy; an older unit, which earlier
+    tasks read too, goes on reading the unit that went back, and its weight from the copy starts at zero.
+
+    Where the authors' code (jaehong31/DEN at 52ebb5d, DEN.py) departs from the paper, which this follows:
+
+    1. Its score is the mean area under the ROC curve over classes (line 613), not accuracy.
+    2. The search for units looks at the head's first output only (line 392); here at all of them.
+    3. It splits only if it has expanded (line 445).
+    4. Of the units that drifted it splits the `k` that drifted least: `argsort` is ascending (line 509).
+    5. Copies get random biases between 0 and 1 (line 214); here the unit's own.
+
+    And two more, found while this was written: the head is trained by a single step before the search, since the
+    counter starts where it stops (lines 375 and 578); and a shallow copy makes the trained weights the old ones before
+    the split (lines 514 to 521), so both copies start from the old. `benchmarks/expansion.py` measures the effects.
+
+    Args:
+        backbone: an `nn.Sequential` of Linear or Conv layers, each followed by a ReLU, with pooling, Flatten and
+            Dropout between them. It is widened in place.
+        l1: mu, taken off every weight of the first task, of heads in Eq. 3 and of new units, after each step.
+        group: gamma, taken off the length of what comes into a new unit, after each step.
+        lam: pull on weights that earlier tasks use.
+        tau: mean loss on the training samples above which the network is expanded.
+        drift: sigma, how far a unit may move; a unit that moved further is split.
+        k: units that an expansion adds to each layer.
+        selective: search for the units that matter, and train those alone. Off: all of them.
+        expansion, splitting: whether units are added, and split.
+        stamping: whether finished tasks see the units of their time stamp alone. Off: all units, as far as their heads
+            can read them.
+
+    Raises:
+        ValueError: a hyperparameter out of its range; a backbone that holds another kind of layer.
+    """
+
+    needs_task_id = True
+    needs_classes = True
+    saved_attributes = ("first_units",)
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        l1: float = 1e-5,
+        group: float = 1e-3,
+        lam: float = 0.5,
+        tau: float = 0.01,
+        drift: float = 0.05,
+        k: int = 10,
+        selective: bool = True,
+        expansion: bool = True,
+        splitting: bool = True,
+        stamping: bool = True,
+    ) -> None:
+        numbers = {
+            name: checks.number(name, value)
+            for name, value in (("l1", l1), ("group", group), ("lam", lam), ("tau", tau), ("drift", drift))
+        }
+        steps = {"selective": selective, "expansion": expansion, "splitting": splitting, "stamping": stamping}
+        super().__init__(backbone, **numbers, k=checks.integer("k", k), **steps)
+        self.l1, self.group, self.lam, self.tau, self.drift = numbers.values()
+        self.k, self.selective, self.expansion, self.splitting, self.stamping = k, *steps.values()
+        self.network = Growing(backbone, "DEN")
+        self.first_units = self.network.units
+        self._before: Before = []  # W^{t-1}, while a task is learned
+        self._step = _Step()
+        self._stepping: set[int] = set()  # parameters of the optimiser that is taking its step
+        self._frozen = FrozenEntries()
+
+    # ---- the algorithm -----------------------------------------------------------------------------------------------
+
+    def learn(self, task: Task, fit: Fit) -> None:
+        """Algorithm 1."""
+        task.needs("train")
+        record, units = self.tasks[task.id], self.network.units
+        n_features = record.n_features
+        try:
+            if n_features != units[-1] * record.notes["each"]:  # the network has grown since the head was prepared
+                self._resize(record, units)
+            self._before = self.network.copy()
+            if not self.learned:
+                self.train_sparse(record, fit)
+            else:
+                self.train_selected(record, fit)
+                expanded = self.expansion and self.training_loss(task) > self.tau
+                if expanded:
+                    self.expand(record, fit)
+                if self.splitting and self.may_split(expanded):
+                    self.split(record, fit)
+            record.notes["units"] = self.network.units  # the time stamp
+        except BaseException:
+            uninterrupted(lambda: self._back_to(record, units, n_features))
+            raise
+        finally:
+            self._before, self._step = [], _Step()
+            self._frozen.release()
+
+    def train_sparse(self, record: TaskRecord, fit: Fit) -> None:
+        """Eq. 2: the first task, with l1."""
+        layers = (*self.network.layers, self._head(record))
+        self._step = _Step(sparse=[(layer.weight, 0, 0) for layer in layers])
+        fit()
+
+    def train_selected(self, record: TaskRecord, fit: Fit) -> None:
+        """Algorithm 2: the head alone (Eq. 3), the search, and the sub-network that it found (Eq. 4)."""
+        if self.selective:
+            head = self._head(record)
+            for parameter in self.network.parameters:
+                self._frozen.hold_corner(parameter, parameter.shape[:1])
+            self._step = _Step(head_alone=True, sparse=[(head.weight, 0, 0)])
+            fit()
+            self._frozen.release()
+            self.network.hold_all_but(self.search(head.weight.detach()), head, self._frozen)
+        self._step = _Step(anchors=self._anchors())
+        fit()
+        self._frozen.release()
+
+    def search(self, head: Tensor) -> list[Tensor]:
+        """S of Algorithm 2, for a head of shape (outputs, features): one boolean mask over the units of each layer."""
+        return reachable(head, [layer.weight.detach() for layer in self.network.layers])
+
+    def training_loss(self, task: Task) -> float:
+        """L_t, the mean loss over the training samples, in evaluation mode."""
+        train, feed = task.make("train"), feeder(self)
+        total = self._like.new_zeros(())
+        with evaluating(self), torch.no_grad():
+            for batch in train.batches(1000):
+                total += self.cross_entropy(self(feed(batch.x), task.id), batch.y.to(self.device)) * len(batch.y)
+        return total.item() / len(train)
+
+    def expand(self, record: TaskRecord, fit: Fit) -> None:
+        """Algorithm 3: k units for every layer, trained alone (Eq. 5); those that nothing comes into go again."""
+        self._one_process()
+        network, head, old = self.network, self._head(record), self.network.units
+        shapes = [layer.weight.shape for layer in network.layers]
+        self._resize(record, [n + self.k for n in old])
+        self._step = _Step(sparse=[(head.weight, 0, 0)])
+        for layer, (n_out, n_in, *_) in zip(network.layers, shapes, strict=True):
+            self._frozen.hold_corner(layer.weight, (n_out, n_in))
+            if layer.bias is not None:
+                self._frozen.hold_corner(layer.bias, (n_out,))
+            self._step.sparse.append((layer.weight, n_out, n_in))
+            self._step.new.append((layer, n_out))
+        fit()
+        self._frozen.release()
+        network.remove_unused(old, head, record.notes["each"])
+        self._resized(record)
+
+    def may_split(self, expanded: bool) -> bool:
+        """Whether Algorithm 1 goes on to the split: always."""
+        return True
+
+    def split(self, record: TaskRecord, fit: Fit) -> None:
+        """Algorithm 4: units that drifted go back to what they were, their copies stay; then all is trained (Eq. 6)."""
+        drifted = []
+        for layer, (before, _) in zip(self.network.layers, self._before, strict=True):
+            n_out, n_in = before.shape[:2]
+            drifted.append(self.to_split(drift(layer.weight.detach()[:n_out, :n_in], before)))
+        if any(len(units) for units in drifted):
+            self._one_process()
+            self.network.duplicate(drifted, self._before, self._head(record), record.notes["each"], self.bias_of_copies)
+            self._resized(record)
+            self._step = _Step(anchors=self._anchors())
+            fit()
+
+    def to_split(self, rho: Float[Tensor, " units"]) -> Tensor:
+        """Which units of a layer are split, int64 of shape (n,): those with rho_i > sigma."""
+        return (rho > self.drift).nonzero().flatten()
+
+    def bias_of_copies(self, bias: Tensor) -> Tensor:
+        """What the copies of split units, whose biases these are, start with: the same."""
+        return bias
+
+    # ---- forward and loss --------------------------------------------------------------------------------------------
+
+    def features(self, x: Tensor, task_id: int | None) -> Tensor:
+        assert task_id is not None
+        record = self.tasks[task_id]
+        if record.finished:
+            return self.apply_network(self.backbone, x, self.network.first(self.units_seen(task_id)))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._step.head_alone):
+            return self.apply_network(self.backbone, x)
+
+    def units_seen(self, task_id: int) -> list[int]:
+        """How many units of each layer a finished task uses: the first ones, up to its time stamp."""
+        units: list[int] = self.tasks[task_id].notes["units"]
+        return units if self.stamping else [*self.network.units[:-1], units[-1]]
+
+    def loss(self, x: Tensor, y: Tensor, task_id: int | None = None) -> Tensor:
+        """Cross-entropy, with the pull of Eqs. 4 and 6 while a task is learned."""
+        loss = super().loss(x, y, task_id)
+        if self.training and self.lam and self._step.anchors:
+            parameters, befores = zip(*self._step.anchors, strict=True)
+            added: Tensor = _Pulls.apply(self.lam, befores, *parameters)
+            loss = loss + added
+        return loss
+
+    # ---- what must not move ------------------------------------------------------------------------------------------
+
+    def watch(self, optimizer: torch.optim.Optimizer) -> None:
+        self._frozen.watch(optimizer)
+        self._stepping = {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+    def edit_gradients(self) -> None:
+        self._frozen.edit_gradients()
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """The proximal steps; and what must not move goes back."""
+        for parameter, rows, cols in self._step.sparse:
+            if id(parameter) not in self._stepping:  # another optimiser's, which takes its step for itself
+                continue
+            for part in (parameter[rows:], parameter[:rows, cols:]):
+                if part.numel():
+                    part.copy_(soft_threshold(part, self.l1))
+        for layer, first in self._step.new:
+            if id(layer.weight) not in self._stepping:
+                continue
+            weight, bias = layer.weight[first:], layer.bias if layer.bias is None else layer.bias[first:, None]
+            incoming = weight.flatten(1) if bias is None else torch.cat([weight.flatten(1), bias], 1)  # (units, all)
+            incoming = group_soft_threshold(incoming, self.group)
+            weight.copy_(incoming[:, : incoming.shape[1] - (bias is not None)].view_as(weight))
+            if bias is not None:
+                bias.copy_(incoming[:, -1:])
+        self._frozen.restore()
+
+    def _anchors(self) -> list[tuple[Tensor, Tensor]]:
+        """Parameters of the backbone, and what they were before the task."""
+        pairs = zip(self.network.layers, self._before, strict=True)
+        both = [pair for layer, (w, b) in pairs for pair in ((layer.weight, w), (layer.bias, b))]
+        return [(parameter, before) for parameter, before in both if before is not None]
+
+    def belongings(self, task_id: int) -> Iterable[tuple[TaskModules, str]]:
+        yield self.heads, str(task_id)
+
+    # ---- what must not move: sizes, when a task breaks off or a file is read -----------------------------------------
+
+    def _head(self, record: TaskRecord) -> nn.Linear:
+        return self.heads.real(str(record.id))  # type: ignore[return-value]
+
+    def grow(self, task: TaskRecord) -> None:
+        super().grow(task)
+        task.notes.setdefault("each", task.n_features // self.network.units[-1])  # features that a last unit makes
+
+    def _resize(self, record: TaskRecord, units: Sequence[int]) -> None:
+        self.network.resize(units, self._head(record), record.notes["each"])
+        self._resized(record)
+
+    def _resized(self, record: TaskRecord) -> None:
+        """Parameters have been replaced: the record knows the head's width, and optimisers must have the new ones."""
+        head = self._head(record)
+        record.n_features = head.in_features
+        own = {id(p) for p in (*self.network.parameters, *head.parameters())}
+        if self._in_progress is not None:
+            self._in_progress.replaced({name for name, p in self.named_parameters() if id(p) in own})
+
+    def _back_to(self, record: TaskRecord, units: Sequence[int], n_features: int) -> None:
+        """The sizes before a task that broke off; `learn` restores the numbers."""
+        head = self._head(record)
+        with torch.random.fork_rng(devices=[]):
+            self.network.resize(units, head, record.notes["each"])
+        set_tensors(head, head.weight.detach()[:, :n_features], None)  # prepared before the network had grown
+        record.n_features = n_features
+
+    def _one_process(self) -> None:
+        if distributed.world_size() > 1:
+            raise ValueError(
+                "DEN adds units while a task is learned, which processes that train together cannot follow; train in "
+                "one process, or with expansion=False and splitting=False"
+            )
+
+    def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.first_units == self.network.units:  # what the file says, and what the given backbone has
+            self.network.make_room(dict(starting_with("backbone.", tensors)))
+        return tensors
+
+    # ---- what it costs, and taking it elsewhere ----------------------------------------------------------------------
+
+    def stamps(self) -> list[list[int]]:
+        """For each layer, the task that each unit came with; -1 where that task has been forgotten since."""
+        seen = sorted((self.tasks[t].notes["units"], t) for t in self.learned)  # in the order of learning
+        return [
+            [next((t for units, t in seen if i < units[level]), -1) for i in range(n)]
+            for level, n in enumerate(self.network.units)
+        ]
+
+    def capacity(self) -> dict[str, Any]:
+        """As of every method; "units", by layer, how many came with which task."""
+        layers = zip(self.network.names, self.stamps(), strict=True)
+        units = {name: {t: stamps.count(t) for t in dict.fromkeys(stamps)} for name, stamps in layers}
+        return {**super().capacity(), "units": units}
+
+    def export_backbone(self, task_id: int | None) -> nn.Module:
+        assert task_id is not None
+        return self.network.alone(self.units_seen(task_id))
