@@ -19,12 +19,12 @@ A chapter's exercises are one module here, named as the exercises are: `forgetti
   `compare`; all of them raise `Hint` where the answer has the wrong type or shape, is NaN, or raises an error itself.
   For a learner, look at what it does, and `raise Hint("...", mistake="...")`. Whatever else is raised becomes a hint.
 - A hint points at the mistake and keeps the answer back. Name the wrong answers that people really give (`mistakes`,
-  or `Hint(..., mistake=...)`), at least two an exercise.
+  or `Hint(..., mistake=...)`), at least two per exercise.
 - Random cases: draw them from torch's global generator, which `check` seeds (and gives back as it was).
 
-`tests/exercises/<chapter>.py` holds two tables: `RIGHT`, a list of right answers for every exercise, and `WRONG`, for
-every exercise a dictionary from a mistake's name to an answer that makes it. `tests/test_exercises.py` finds every
-exercise and fails where one is missing.
+`tests/book/exercises/<chapter>.py` holds two tables: `RIGHT`, a list of right answers for every exercise, and `WRONG`,
+for every exercise a dictionary from a mistake's name to an answer that makes it. `tests/book/test_exercises.py` finds
+every exercise and fails where one is missing.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import permuted
+from ..evaluation import evaluate
 from ..isolation import hat
 from ..isolation.hat import HAT
-from ..training import evaluate
 from . import Hint, array, call, compare, exercise, texts
 
 WORDS = {"a": "score", "b": "gate", "c": "temperature", "d": "mask", "e": "accumulated mask"}

@@ -60,7 +60,7 @@ def resting_point(answer: Any) -> str:
             ),
             "newest anchor": (
                 lambda f1, a1, f2, a2: a2,
-                "That is where online EWC and MAS hold on. With one anchor a task, the first one pulls as well.",
+                "That is where online EWC and MAS hold on. With one anchor per task, the first one pulls as well.",
             ),
             "oldest anchor": (
                 lambda f1, a1, f2, a2: a1,

@@ -243,6 +243,4 @@ def missing(answer: Any) -> str:
             ),
         },
     )
-    return (
-        "With as many places as classes, more than a third of the classes are missing. An equal share a class has none."
-    )
+    return "With as many places as classes, over a third of the classes are missing. With an equal share each: none."

@@ -169,10 +169,10 @@ def own_classes(answer: Any) -> str:
     tasks = _small_stream()
     moved = []
     for t, task in enumerate(tasks):
-        before = [head.weight.detach().clone() for head in learner.heads.values()]  # type: ignore[operator]
+        before = [head.weight.detach().clone() for head in learner.heads.values()]
         run(learner, TaskStream([task]), epochs=5, batch_size=16, progress=False)
         heads = list(learner.heads.values())
-        moved += [not torch.equal(head.weight, old) for head, old in zip(heads, before, strict=False)]  # type: ignore[arg-type]
+        moved += [not torch.equal(head.weight, old) for head, old in zip(heads, before, strict=False)]
         logits = learner(task.test.x).detach()
         if logits.shape[1] != 2 * t + 2 or not bool(logits.isfinite().all()) or float(logits.min()) < -1e4:
             raise Hint(
