@@ -57,7 +57,16 @@ def plain(
 
     `extra(network)` gives what is done between backward and the optimiser's step.
     """
-    network = nn.Sequential(minicl.mlp(*widths), nn.Linear(widths[-1], n_outputs))
+    return by_hand(nn.Sequential(minicl.mlp(*widths), nn.Linear(widths[-1], n_outputs)), optimizer, batches, extra)
+
+
+def by_hand(
+    network: nn.Module,
+    optimizer: Callable[..., Optimizer],
+    batches: Sequence[tuple[Tensor, Tensor]],
+    extra: Callable[[nn.Module], Candidate] = lambda network: lambda: None,
+) -> Callable[[int], float]:
+    """The same for any network with its head."""
     stepper, also = optimizer(network.parameters()), extra(network)
 
     def steps(n: int) -> float:

@@ -2,9 +2,10 @@
 
     python benchmarks/pnn.py
 
-Columns of 64-256-256, batch 32, laterals of Eq. 1; the k-th column trains, those before it are frozen. Both read the
-same samples in the same order. Memory is that of the process while it trains column after column, beside what the
-parameters, their gradients and the optimiser's momentum take by themselves.
+Columns of 64-256-256, batch 32, laterals of Eq. 1; the k-th column trains, those before it are frozen. Then the third
+column of a small residual network on images. Both read the same samples in the same order. Memory is that of the
+process while it trains column after column, beside what the parameters, their gradients and the optimiser's momentum
+take by themselves.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -57,8 +59,13 @@ def by_hand(columns: int, x: Tensor, y: Tensor, epochs: int) -> float:
             second.append(h2)
         raise AssertionError
 
+    return timed(network[-1], logits, x, y, epochs)
+
+
+def timed(trained: nn.Module, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, epochs: int) -> float:
+    """Seconds that the shortest loop takes."""
     started = time.perf_counter()
-    optimizer = SGD(network[-1].parameters())
+    optimizer = SGD(trained.parameters())
     for _ in range(epochs):
         for rows in torch.randperm(len(y)).split(BATCH):
             optimizer.zero_grad()
@@ -67,9 +74,67 @@ def by_hand(columns: int, x: Tensor, y: Tensor, epochs: int) -> float:
     return time.perf_counter() - started
 
 
-def by_minicl(columns: int, x: Tensor, y: Tensor, epochs: int) -> float:
+class Residual(nn.Module):
+    """A stem, two residual blocks, and the mean over pixels."""
+
+    def __init__(self, channels: int = 16) -> None:
+        super().__init__()
+        self.stem = conv(3, channels)
+        self.inner = nn.ModuleList([nn.ModuleList([conv(channels, channels) for _ in range(2)]) for _ in range(2)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(channels) for _ in range(5)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, norms = F.relu(self.norms[0](self.stem(x))), iter(self.norms[1:])
+        for first, second in self.inner:
+            h = F.relu(h + next(norms)(second(F.relu(next(norms)(first(h))))))
+        return h.mean((2, 3))
+
+
+def conv(n_in: int, n_out: int) -> nn.Conv2d:
+    return nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
+
+
+def residual_by_hand(columns: int, x: Tensor, y: Tensor, epochs: int) -> float:
+    """The same as `by_hand`, of `Residual`: the laterals of its four inner convolutions and of the head."""
+    network, laterals, heads = [Residual() for _ in range(columns)], nn.ModuleList(), nn.ModuleList()
+    for k in range(columns):
+        heads.append(nn.Linear(16, CLASSES))
+        into = [conv(16 * k, 16) for _ in range(4)] + [nn.Linear(16 * k, CLASSES, bias=False)] if k else []
+        laterals.append(nn.ModuleList(into))
+    for frozen in (*network[:-1], *laterals[:-1]):
+        frozen.requires_grad_(False).eval()
+
+    def logits(batch: Tensor) -> Tensor:
+        given: list[list[Tensor]] = [[] for _ in range(5)]
+        for c, U in zip(network, laterals, strict=True):
+            h, norms = F.relu(c.norms[0](c.stem(batch))), iter(c.norms[1:])
+            inputs = []
+            for block, convolutions in enumerate(c.inner):
+                inner = h
+                for half, W in enumerate(convolutions):
+                    i = 2 * block + half
+                    z = W(inner)
+                    if given[i]:
+                        z = z + U[i](torch.cat(given[i], 1))
+                    inputs.append(inner)
+                    inner = next(norms)(z)
+                    if half == 0:
+                        inner = F.relu(inner)
+                h = F.relu(h + inner)
+            h = h.mean((2, 3))
+            if c is network[-1]:
+                out: Tensor = heads[-1](h)
+                return out + U[4](torch.cat(given[4], 1)) if given[4] else out
+            for place, what in zip(given, (*inputs, h), strict=True):
+                place.append(what)
+        raise AssertionError
+
+    return timed(nn.ModuleList([network[-1], laterals[-1], heads[-1]]), logits, x, y, epochs)
+
+
+def by_minicl(columns: int, x: Tensor, y: Tensor, epochs: int, make: Callable[[], nn.Module] | None = None) -> float:
     """Seconds that a user's own loop spends on the last of so many columns of `PNN`."""
-    learner = minicl.PNN(minicl.mlp(*WIDTHS))
+    learner = minicl.PNN(minicl.mlp(*WIDTHS) if make is None else make())
     tasks = [minicl.Task(t, CLASSES, (x, y)) for t in range(columns)]
     for task in tasks[:-1]:
         learner.learn(task, lambda: None)
@@ -131,13 +196,20 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {arguments.rounds} rounds, taking turns\n")
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(N, WIDTHS[0], generator=generator), torch.randint(CLASSES, (N,), generator=generator)
-    for k in (1, 5, 10):
+    for k in (1, 3, 5, 10):
         epochs = 10 // k + 1
         print(f"column {k}: a training step (target: at most {TARGET:.2f})")
         candidates = {"by hand": partial(by_hand, k, x, y, epochs), "minicl.PNN": partial(by_minicl, k, x, y, epochs)}
         compare(candidates, rounds=arguments.rounds, per=N // BATCH * epochs)
         print()
-    print("memory while 20 columns train one after another")
+    images = torch.rand(96, 3, 32, 32, generator=generator)
+    print(f"column 3 of a residual network: a training step (target: at most {TARGET:.2f})")
+    candidates = {
+        "by hand": partial(residual_by_hand, 3, images, y[:96], 1),
+        "minicl.PNN": partial(by_minicl, 3, images, y[:96], 1, Residual),
+    }
+    compare(candidates, rounds=arguments.rounds, per=3)
+    print("\nmemory while 20 columns train one after another")
     memory(20, x, y)
 
 

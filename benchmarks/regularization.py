@@ -4,7 +4,7 @@
 
 64-256-256, batch 32, in the fourth task, when there is something to hold on to. The plain step is written by hand:
 forward, backward, optimiser. "bare penalty" is that plain step with the arithmetic of the quadratic penalty and nothing
-else: what EWC, SI and MAS cannot go below. Importances: 1,000 samples for 784-400-400, one gradient a sample.
+else: what EWC, SI and MAS cannot go below. Importances: 1,000 samples for 784-400-400, one gradient per sample.
 """
 
 from __future__ import annotations

