@@ -1,7 +1,7 @@
 """Sphinx extension: each numbered equation links to the function that computes it, and the function back to it.
 
 `FUNCTIONS` is the only place where the two are tied together. Below an equation of a page its functions are named, as
-links to the API page; at the end of a function's description there its equations are, as links to the pages.
+links to the API's pages; at the end of a function's description there its equations are, as links to the pages.
 """
 
 from __future__ import annotations
@@ -42,14 +42,33 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "eq-packnet-total": ("minicl.isolation.packnet.total_mask",),
     "eq-packnet-train": ("minicl.isolation.packnet.trainable",),
     "eq-packnet-infer": ("minicl.isolation.packnet.used_by",),
+    # growth
+    "eq-growth-binarize": ("minicl.expansion.piggyback.binarize", "minicl.expansion.piggyback.masked"),
+    "eq-growth-picked": ("minicl.expansion.cpg.picked",),
+    "eq-growth-schedule": ("minicl.expansion.cpg.sparsity_schedule",),
+    "eq-growth-soft": ("minicl.expansion.den.soft_threshold",),
+    "eq-growth-group": ("minicl.expansion.den.group_soft_threshold",),
+    "eq-growth-pull": ("minicl.expansion.den.pull", "minicl.expansion.den.drift"),
+    "eq-growth-der": ("minicl.expansion.der.DER", "minicl.expansion.der.auxiliary_targets"),
+    "eq-growth-size": ("minicl.expansion.der.sparsity",),
     # regularisation
     "eq-spring": ("minicl.regularization.quadratic.quadratic_penalty",),
     "eq-ewc": ("minicl.regularization.ewc.fisher_diagonal", "minicl.regularization.quadratic.quadratic_penalty"),
     "eq-si": ("minicl.regularization.si.path_integral_step", "minicl.regularization.si.consolidated"),
     "eq-mas": ("minicl.regularization.mas.output_sensitivity",),
-    "eq-vcl": ("minicl.regularization.vcl.kl_divergence",),
+    "eq-vcl": ("minicl.regularization.gaussian.kl_divergence",),
     "eq-ags": ("minicl.regularization.ags_cl.proximal_step",),
     "eq-lwf": ("minicl.regularization.lwf.distillation",),
+    # without a task id
+    "eq-without-product": ("minicl.inference.decompose",),
+    "eq-without-energy": ("minicl.inference.energy",),
+    "eq-without-gradient": ("minicl.inference.entropy_gradient",),
+    "eq-without-rotations": ("minicl.inference.averaged_over_turns",),
+    "eq-without-herding": ("minicl.replay.icarl.herding",),
+    "eq-without-bic": ("minicl.replay.bic.corrected",),
+    "eq-without-wa": ("minicl.replay.wa.gamma",),
+    "eq-without-generative": ("minicl.replay.generative.mixture",),
+    "eq-without-slda": ("minicl.prototypes.slda.SLDA", "minicl.prototypes.slda.shrunk"),
     # replay
     "eq-reservoir": ("minicl.replay.memory.Memory.add",),
     "eq-er": ("minicl.replay.er.ER",),
@@ -93,7 +112,7 @@ def _to_code(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         line = nodes.paragraph("", "in code: ", classes=["equation-code"])
         for i, name in enumerate(names):
             if name not in documented.objects:
-                raise KeyError(f"tools/equations.py names {name}, which is not on the API page")
+                raise KeyError(f"tools/equations.py names {name}, which is on no page of the API")
             place = documented.objects[name]
             text = nodes.literal("", _short(name))
             if i:

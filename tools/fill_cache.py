@@ -48,12 +48,25 @@ def execute(path: Path, notebook: NotebookNode, timeout: int) -> tuple[NotebookN
     return result.nb, result.time, result.exc_string
 
 
+def time_limit() -> int:
+    """Seconds that a cell may take: what `_config.yml` says, times MINICL_TIMEOUT_FACTOR, for slow machines."""
+    limit = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["execute"]["timeout"]
+    text = os.environ.get("MINICL_TIMEOUT_FACTOR", "1")
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < float("inf"):
+        raise SystemExit(f"MINICL_TIMEOUT_FACTOR is {text!r}; allowed: numbers above 0, such as 4")
+    return round(limit * factor)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Execute the notebooks of the book, several at a time.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="notebooks at a time")
     jobs = max(1, parser.parse_args().jobs)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    timeout = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["execute"]["timeout"]
+    timeout = time_limit()
 
     now = fingerprint()
     if CACHE.exists() and (not FINGERPRINT.exists() or FINGERPRINT.read_text() != now):

@@ -4,6 +4,7 @@
   few icons and a fifth of the rules are used; MathJax's usual bundle brings menus and formats that no page needs; the
   same pixels take less than half the room in WebP.
 - Open: markup that assistive technology would stumble over (signatures, the bibliography, empty headers) is put right.
+- Found: the search of a book that is read from a folder, where a page may fetch nothing, has its excerpts in a script.
 - Quiet: thebe, which would fetch scripts from another host, is off.
 """
 
@@ -12,12 +13,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import logging
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import tinycss2
+from bs4 import BeautifulSoup
 from fontTools import subset, ttLib
 from PIL import Image
 from sphinx.application import Sphinx
@@ -157,12 +161,25 @@ def lighten(html: Path) -> None:
     font.save(static / f"{ICONS}.used.woff")
 
 
+def excerpts(html: Path) -> str:
+    """A script with the text of every page, for `book/_static/scorer.js`."""
+    texts = {}
+    for page in html.rglob("*.html"):
+        main = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser").select_one("[role=main]")
+        if main is not None:
+            text = main.get_text(" ").replace("#", "")  # the links beside headings
+            texts[page.relative_to(html).with_suffix("").as_posix()] = re.sub(r"\s+", " ", text).strip()
+    return f"window.EXCERPTS = {json.dumps(texts, ensure_ascii=False)};\n"
+
+
 def _configure(app: Sphinx, config: Any) -> None:
     for listeners in app.events.listeners.values():
         listeners[:] = [one for one in listeners if getattr(one.handler, "__module__", None) != "sphinx_thebe"]
+    config.version = config.release = version("minicl")  # pyproject.toml is the one place that states it
     config.html_math_renderer = "mathjax"  # or Sphinx would take the other one it knows, that of the EPUB
     config.mathjax_path = "mathjax/startup.js"
     config.mathjax3_config = MATHJAX
+    config.html_search_scorer = "book/_static/scorer.js"
 
 
 def _finish(app: Sphinx, exception: Exception | None) -> None:
@@ -173,6 +190,7 @@ def _finish(app: Sphinx, exception: Exception | None) -> None:
         text = page.read_text(encoding="utf-8")
         page.write_text(with_light_pictures(mended(text), page, html), encoding="utf-8")
     lighten(html)
+    (html / "_static" / "excerpts.js").write_text(excerpts(html), encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
