@@ -1,16 +1,17 @@
-"""What every test stands on: one thread, checked shapes, reproducible examples."""
+"""What every test stands on: one thread, checked shapes, reproducible examples, seeds that can be changed."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: OpenMP reads it once
 os.environ["MPLBACKEND"] = "Agg"  # no window, whoever runs the tests
 
-from jaxtyping import install_import_hook
+import seeds
+import shape_checks
 
-# Every public signature that states shapes, Float[Tensor, "batch features"], is checked in every call of every test.
-install_import_hook("minicl", "shape_checks.check")
+shape_checks.install("minicl")  # before it is imported
 
 import pytest
 import torch
@@ -22,7 +23,31 @@ settings.register_profile("laptop", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "laptop")
 
+SEEDS = seeds.read(os.environ.get(seeds.VARIABLE, "0"))
+os.environ[seeds.VARIABLE] = f"{SEEDS[0]}-{SEEDS[-1]}"  # the processes of pytest-xdist take the same
+
+
+def pytest_report_header() -> str:
+    return f"seeds: {seeds.VARIABLE}={os.environ[seeds.VARIABLE]}"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if terminalreporter.stats.get("failed"):
+        terminalreporter.write_line(f"with {seeds.VARIABLE}={os.environ[seeds.VARIABLE]}")
+
+
+@pytest.fixture(autouse=True)
+def suite_seed() -> int:
+    """The seed of the test at hand; see `seeds`. Where there are several, every test runs with each of them."""
+    return seeds.current()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if len(SEEDS) > 1:
+        metafunc.parametrize("suite_seed", SEEDS, indirect=True, ids="seed {}".format)
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """The same first weights whatever ran before: which tests share a process is a matter of chance."""
-    torch.manual_seed(0)
+    of_this_test = getattr(item, "callspec", None)
+    seeds.use(SEEDS[0] if of_this_test is None else of_this_test.params.get("suite_seed", SEEDS[0]))

@@ -51,7 +51,7 @@ def test_what_forgets_is_found(scenario: str, capsys: pytest.CaptureFixture[str]
 
 def test_the_smallest_change_is_found_and_how_far() -> None:
     learner = learned("packnet")
-    bias = learner.heads["2"].bias
+    bias = learner.heads.real("2").bias
     with torch.no_grad():
         bias[0] = torch.nextafter(bias[0], torch.tensor(9.0))
     lines = minicl.certify(learner, tasks()).lines

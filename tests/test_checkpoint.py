@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import minicl
-from minicl import Learner, files, training
+from minicl import Learner, files, loop, training
 from minicl.checkpoint import FILE
 from minicl.cli import main
 from minicl.learner import Fit
@@ -32,6 +32,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes
 SETTINGS: dict[str, Any] = {"epochs": 2, "batch_size": 10, "progress": False}
 STEPS = 2 * 3  # of a task: two epochs, thirty samples
 MOMENTUM = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+ADAM = partial(torch.optim.Adam, lr=0.01)
 
 
 def network(**settings: Any) -> nn.Sequential:
@@ -87,7 +88,7 @@ def killed(work: Callable[[], Any], at: int | None) -> bool:
 
         try:
             register_optimizer_step_post_hook(tick)
-            training.evaluate = ticking(training.evaluate)
+            training.evaluate, loop.evaluate = ticking(training.evaluate), ticking(loop.evaluate)
             os.fsync, os.replace = ticking(os.fsync), ticking(os.replace)
             work()
             os._exit(0)
@@ -113,7 +114,7 @@ def same(a: minicl.Result, b: minicl.Result) -> bool:
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Bit for bit; NaN, which stands for logits that a memory does not hold, equals itself."""
     return a.keys() == b.keys() and all(
-        a[name].equal(b[name]) or files.bits(a[name]).tobytes() == files.bits(b[name]).tobytes() for name in a
+        a[name].equal(b[name]) or files.raw_bytes(a[name]).tobytes() == files.raw_bytes(b[name]).tobytes() for name in a
     )
 
 
@@ -141,6 +142,34 @@ def test_killed_at_random_moments_and_started_again(name: str, tmp_path: Path) -
     assert learner.certificate == whole.certificate
     assert equal(learner.state_dict(), whole.state_dict())
     assert os.listdir(tmp_path / "kept") == [FILE]
+
+
+KEPT = ["finetune", "joint", "individual", "pnn", "hat", "packnet, per-task", "ewc", "si", "vcl", "derpp"]
+
+
+@pytest.mark.filterwarnings("ignore:task . switched off every unit")
+@pytest.mark.parametrize("name", KEPT)
+def test_killed_with_an_optimiser_that_is_kept(name: str, tmp_path: Path) -> None:
+    make, draw = {**METHODS, **VARIANTS}[name], random.Random(name)
+    torch.manual_seed(1)
+    whole = make()
+    torch.manual_seed(1)
+    learner = make()
+    tasks = stream(whole, KEPT.index(name))
+    settings: dict[str, Any] = {**SETTINGS, "optimizer": ADAM, "fresh_optimizer": False}
+    settings["schedule"] = partial(torch.optim.lr_scheduler.StepLR, step_size=1)
+    expected = minicl.run(whole, tasks, **settings)
+    again = partial(minicl.run, learner, tasks, checkpoint=tmp_path, **settings)
+    while not (tmp_path / FILE).exists():
+        assert killed(again, draw.randint(2 * STEPS, 5 * STEPS))
+    _, tensors = files.read(tmp_path / FILE)
+    if name not in ("individual", "pnn"):  # there every parameter goes when its task ends
+        assert any(tensor.any() for key, tensor in tensors.items() if key.startswith("run/optimizer/"))
+    killed(again, draw.randint(1, 2 * STEPS))
+    result = again()
+    assert same(result, expected)
+    assert equal(learner.state_dict(), whole.state_dict())
+    assert result.settings["fresh_optimizer"] is False
 
 
 def test_killed_while_the_checkpoint_is_written(tmp_path: Path) -> None:
@@ -238,6 +267,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "optimizer": {"optimizer": partial(torch.optim.SGD, lr=0.2)},
     "schedule": {"schedule": partial(torch.optim.lr_scheduler.StepLR, step_size=1)},
     "patience": {"patience": 1},
+    "fresh_optimizer": {"fresh_optimizer": False},
     "seed": {"seed": 5},
 }
 

@@ -82,6 +82,51 @@ def test_hyperparameters_reach_the_method(tmp_path: Path, capsys: pytest.Capture
     assert hyperparameters["batchnorm"] == "per-task"
 
 
+def test_a_checkpoint_within_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    argv = ["run", "packnet", "split-digits", "--json", *QUICK]
+    found = []
+    for more in ([], ["--checkpoint", str(tmp_path / "kept"), "--checkpoint-every", "2"]):
+        assert main([*argv, *more]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["learning_curves"] == found[1]["learning_curves"]
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["checkpoint.safetensors"]
+    assert main([*argv, "--checkpoint-every", "2"]) == 2
+    assert "checkpoint_every says when to write, and nobody says where" in capsys.readouterr().err
+
+
+def test_classes_of_tasks(capsys: pytest.CaptureFixture[str]):
+    argv = ["run", "finetune", "split-digits", "--json", *QUICK]
+    argv = [a for i, a in enumerate(argv) if a != "--tasks" and argv[i - 1] != "--tasks"]
+
+    def classes(*more: str) -> Any:
+        assert main([*argv, *more]) == 0
+        return json.loads(capsys.readouterr().out)["stream"]["classes"]
+
+    assert classes("--classes", "0,1,2,3/4,5/6,7,8,9") == [[0, 1, 2, 3], [4, 5], [6, 7, 8, 9]]
+    assert classes("--first", "6", "--tasks", "3") == [[0, 1, 2, 3, 4, 5], [6, 7], [8, 9]]
+    order = "9,8,7,6,5,4,3,2,1,0"
+    assert classes("--class-order", order, "--tasks", "2") == [[9, 8, 7, 6, 5], [4, 3, 2, 1, 0]]
+    assert sorted(c for group in classes("--class-order", "seed", "--tasks", "2") for c in group) == list(range(10))
+    for wrong, said in (
+        (["split-digits", "--classes", "0,1/1"], "classes names 1 twice"),
+        (["split-digits", "--class-order", "cat"], "class_order names 'cat'"),
+        (["permuted-digits", "--first", "3"], "--first says which classes a task has, and permuted-digits has all"),
+    ):
+        assert main(["run", "finetune", *wrong]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_one_optimiser_for_all_tasks(capsys: pytest.CaptureFixture[str]):
+    argv = ["run", "finetune", "split-digits", "--json", "--optimizer", "adam", *QUICK, "--epochs", "3", "--lr", "0.05"]
+    found = []
+    for more in ([], ["--keep-optimizer"]):
+        assert main([*argv, *more]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert [run["settings"].get("fresh_optimizer") for run in found] == [None, False]
+    assert found[0]["learning_curves"][0] == found[1]["learning_curves"][0]
+    assert found[0]["learning_curves"] != found[1]["learning_curves"]
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw", "rmsprop"])
 def test_optimizers_by_name(optimizer: str, capsys: pytest.CaptureFixture[str]):
     assert main(["run", "finetune", "split-digits", "--json", "--optimizer", optimizer, "--lr", "0.003", *QUICK]) == 0
@@ -324,7 +369,7 @@ def test_ctrl_c_leaves_earlier_results_and_no_half_file(tmp_path: Path, monkeypa
 
     earlier = tmp_path / "earlier.json"
     earlier.write_text("kept")
-    monkeypatch.setattr("minicl.training._Fit.__call__", interrupted)
+    monkeypatch.setattr("minicl.loop.Loop.__call__", interrupted)
     assert main(["run", "finetune", "split-digits", "--out", str(earlier), *QUICK]) == 130
     output, errors = capsys.readouterr()
     assert output == ""

@@ -348,3 +348,37 @@ def test_a_download_that_fails_says_what_and_where_to(
     monkeypatch.setattr(datasets.torchvision().datasets, "KMNIST", fail)
     with pytest.raises(ConnectionError, match=f"kmnist could not be fetched into the folder '{tmp_path}': "):
         minicl.split("kmnist", root=tmp_path, download=True)
+
+
+class Clothes(torch.utils.data.Dataset):
+    """As torchvision's data sets are: integers for labels, and names for them."""
+
+    classes = ("T-shirt", "Trouser", "Bag", "Boot")
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return torch.full((1, 2, 2), i / 12), i % 4
+
+
+def test_names_of_classes_are_kept_and_understood(tmp_path: Path) -> None:
+    stream = minicl.split((Clothes(), Clothes()), classes=[["Boot", 1], [0, "Bag"]])
+    assert [task.classes for task in stream] == [("Boot", "Trouser"), ("T-shirt", "Bag")]
+    assert [task.name for task in stream] == ["Boot, Trouser", "T-shirt, Bag"]
+    assert stream.settings["classes"] == [[3, 1], [0, 2]]  # the same stream, however its classes are named
+    learner = minicl.FineTune(minicl.mlp(4, 5))
+    minicl.run(learner, stream, epochs=1, progress=False)
+    learner.save(tmp_path / "learner")
+    assert minicl.FineTune.load(tmp_path / "learner", minicl.mlp(4, 5)).classes_of(1) == ["T-shirt", "Bag"]
+    with pytest.raises(ValueError, match=r"names 'Hat', and there is no such class; there are: 0 \(T-shirt\), 1 "):
+        minicl.split((Clothes(), Clothes()), classes=[["Hat"], [0, 1, 2, 3]])
+    with pytest.raises(ValueError, match="names 3 twice"):
+        minicl.split((Clothes(), Clothes()), classes=[["Boot", 3], [0, 1, 2]])
+
+
+def test_names_that_are_the_numbers_again_are_none() -> None:
+    class Numbers(Clothes):
+        classes = ("0 - zero", "1 - one", "2 - two", "3 - three")  # type: ignore[assignment]
+
+    assert [task.name for task in minicl.split((Numbers(), Numbers()), 2)] == ["classes 0-1", "classes 2-3"]

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from minicl import Result, metrics
+import minicl
+from minicl import Result, files, metrics
 
 NAN = math.nan
 
@@ -158,6 +159,7 @@ def results(draw: st.DrawFn) -> dict[str, Any]:
         accuracy=draw(hnp.arrays(np.float64, (T, T), elements=measured)),
         baseline=draw(hnp.arrays(np.float64, (T,), elements=measured)),
         learning_curves=draw(st.lists(st.lists(measured, max_size=4), min_size=T, max_size=T)),
+        within_tasks=draw(st.sampled_from([[], [np.full((2, T), 0.5)] * T])),
         parameters=draw(st.integers(0, 2**60)),
         seconds=draw(st.floats(0, 1e9)),
         method=draw(words),
@@ -331,3 +333,26 @@ def test_a_truncated_result_is_refused(tmp_path: Path) -> None:
             Result.load(path)
     with pytest.raises(FileNotFoundError, match="no file"):
         Result.load(tmp_path / "another.json")
+
+
+def test_every_damage_to_a_saved_result_is_noticed(tmp_path: Path) -> None:
+    """One byte changed anywhere: refused, or (a space for another) the same result."""
+    result = minicl.run(minicl.PackNet(minicl.mlp(64, 8)), minicl.split(n_train=20)[:3], epochs=1, progress=False)
+    result.save(tmp_path / "result.json")
+    whole, choose = (tmp_path / "result.json").read_bytes(), random.Random(0)
+    for _ in range(750):
+        place, damaged = choose.randrange(len(whole)), bytearray(whole)
+        damaged[place] ^= 1 << choose.randrange(8)
+        (tmp_path / "damaged.json").write_bytes(bytes(damaged))
+        try:
+            found = Result.load(tmp_path / "damaged.json")
+        except ValueError:
+            continue
+        assert found.as_json() == result.as_json(), f"byte {place}: {bytes(whole[place - 20 : place + 20])!r}"
+
+
+def test_a_result_without_a_digest_still_loads_and_says_so(tmp_path: Path) -> None:
+    result = minicl.run(minicl.FineTune(minicl.mlp(64, 8)), minicl.split(n_train=20)[:2], epochs=1, progress=False)
+    files.write_json(tmp_path / "old.json", result.as_json())
+    with pytest.warns(UserWarning, match=r"old.json' has no digest, so damage to it would not be seen"):
+        assert Result.load(tmp_path / "old.json").as_json() == result.as_json()

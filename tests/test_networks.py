@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from minicl import cnn, mlp
-from minicl.networks import redraw
+from minicl.networks import reinitialize
 
 sizes = st.lists(st.integers(1, 9), min_size=2, max_size=5)
 options = st.fixed_dictionaries(
@@ -95,8 +95,8 @@ def test_untouched_weights_are_drawn_anew(make: Any) -> None:
         torch.manual_seed(disturbance)
         network = make()
         torch.manual_seed(7)
-        assert redraw(network)
-        assert redraw(network)  # still untouched
+        assert reinitialize(network)
+        assert reinitialize(network)  # still untouched
         draws.append(torch.cat([t.flatten().double() for t in network.state_dict().values()]))
     assert torch.equal(*draws)
 
@@ -110,11 +110,11 @@ def test_touched_weights_are_kept() -> None:
         network = mlp(4, 3, batchnorm=True)
         touch(network)
         before = copy.deepcopy(network.state_dict())
-        assert not redraw(network)
+        assert not reinitialize(network)
         assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
 def test_networks_from_elsewhere_are_kept() -> None:
     network = nn.Sequential(nn.Linear(2, 3))
-    assert not redraw(network)
-    assert not redraw(nn.Sequential(mlp(2, 3)))
+    assert not reinitialize(network)
+    assert not reinitialize(nn.Sequential(mlp(2, 3)))

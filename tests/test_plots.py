@@ -226,7 +226,7 @@ def test_matrix_of_seeds_is_their_mean():
 
 
 def lines_with_labels(ax: Any) -> list[Any]:
-    return [handle.lines[0] for handle in ax.get_legend_handles_labels()[0]]
+    return [getattr(handle, "lines", [handle])[0] for handle in ax.get_legend_handles_labels()[0]]
 
 
 def error_bars(container: ErrorbarContainer) -> NDArray[np.float64]:
@@ -265,6 +265,24 @@ def test_several_methods_get_a_line_each_over_the_tasks_so_far():
     np.testing.assert_allclose(second.get_ydata(), [1, 1, 1])
     assert second.get_color() == plots.PALETTE["PackNet"]["color"]
     assert second.get_marker() == plots.PALETTE["PackNet"]["marker"]
+
+
+# ---- within_tasks ----------------------------------------------------------------------------------------------------
+
+
+def test_every_task_is_drawn_from_its_first_epoch_on():
+    moments = [np.array([[0.5, NAN], [0.9, NAN]]), np.array([[0.6, 0.7]])]
+    curves = [[0.1] * 5, [0.1] * 4]  # four epochs and three, measured after every second
+    ax = plots.within_tasks(result(R[:2, :2], curves, within_tasks=moments, settings={"evaluate_every": 2}))
+    first, second = lines_with_labels(ax)
+    np.testing.assert_array_equal(first.get_xdata(), [2, 4, 6])
+    np.testing.assert_array_equal(first.get_ydata(), [0.5, 0.9, 0.6])
+    np.testing.assert_array_equal(second.get_xdata(), [6])
+    np.testing.assert_array_equal(second.get_ydata(), [0.7])
+    assert [line.get_xdata()[0] for line in ax.lines if line not in (first, second)] == [4]
+    assert ax.get_xlim() == (0, 7)
+    with pytest.raises(ValueError, match=r"nothing was measured within tasks; run\(..., evaluate_every=1\)"):
+        plots.within_tasks(result())
 
 
 # ---- learning_curves ---------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import minicl
-from minicl import results, sweeps
+from minicl import combinations, pool, results
 from minicl.cli import main
 from minicl.learner import Fit
 
@@ -102,7 +103,7 @@ def key(**change: Any) -> str:
     settings = {"epochs": 1, "batch_size": 32, "optimizer": torch.optim.SGD, "schedule": None, "patience": None}
     settings |= {name: given[name] for name in settings if name in given}
     return next(
-        sweeps._combinations(
+        combinations.combine(
             given["methods"], given["streams"], given["seeds"], ["task"], given["network"], settings | {"device": "cpu"}
         )
     ).key
@@ -259,22 +260,29 @@ class TestOnAllCores:
         assert all(note[2] != os.getpid() for note in noted)
 
 
-def test_long_jobs_are_not_left_for_the_end(tmp_path: Path) -> None:
+def test_long_jobs_are_not_left_for_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of its own, which no other program can slow down."""
     order: list[str] = []
+    clock = 0.0
+    monkeypatch.setattr(pool, "time", SimpleNamespace(perf_counter=lambda: clock))
 
     class Slow(minicl.FineTune):
         def learn(self, task: minicl.Task, fit: Fit) -> None:
+            nonlocal clock
             order.append("slow")
-            time.sleep(0.05)
+            clock += 10
             fit()
 
     class Fast(minicl.FineTune):
         def learn(self, task: minicl.Task, fit: Fit) -> None:
+            nonlocal clock
             order.append("fast")
+            clock += 1
             fit()
 
-    minicl.sweep([Fast, Slow], partial(minicl.split, "digits", n_tasks=1, n_train=10), 4, out=tmp_path, **ALONE)
+    done = minicl.sweep([Fast, Slow], partial(minicl.split, "digits", n_tasks=1, n_train=10), 4, out=tmp_path, **ALONE)
     assert order == ["fast", "slow", *["slow"] * 3, *["fast"] * 3]  # one of each kind, to know them; then the longest
+    assert done.worked == 44
 
 
 # ---- Dask ------------------------------------------------------------------------------------------------------------
@@ -315,6 +323,43 @@ def _kill_half_way(folder: Path, at: int, workers: set[int]) -> None:
         time.sleep(0.005)
     os.kill(min(workers), signal.SIGKILL)
     workers.clear()
+
+
+class Killer(minicl.FineTune):
+    """Kills every process that tries to learn with it."""
+
+    def learn(self, task: minicl.Task, fit: Fit) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.filterwarnings("default")  # of Dask's own
+def test_a_job_that_kills_its_workers_again_and_again_is_a_failure(tmp_path: Path) -> None:
+    distributed, dask = pytest.importorskip("distributed"), pytest.importorskip("dask")
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+        ) as cluster,
+    ):
+        settings: dict[str, Any] = {**QUICK, "backend": "dask", "scheduler": cluster.scheduler_address}
+        done = minicl.sweep([Killer, "finetune"], SPLIT, 2, out=tmp_path, **settings)
+    assert len(done.failures) == 2
+    assert all("its workers died again and again (KilledWorker" in why for why in done.failures.values())
+    assert len(done.results) == 2  # the others are not harmed
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_cluster_that_has_lost_all_its_workers_ends_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(pool, "NO_WORKERS", 0.5)
+    monkeypatch.setattr(pool, "POLL", 0.2)
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as cluster:
+        settings: dict[str, Any] = {**QUICK, "backend": "dask", "scheduler": cluster.scheduler_address}
+        done = minicl.sweep("finetune", SPLIT, 2, out=tmp_path, **settings)
+    assert len(done.failures) == 2
+    assert all("the cluster has had no worker for 0.5 s" in why for why in done.failures.values())
 
 
 def test_dask_that_is_not_installed_or_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 import minicl
-from minicl.tasks import rotate
+from minicl.streams import rotate
 
 PARTS = ("train", "valid", "test")
 KINDS = ("split", "permuted", "rotated")
@@ -23,7 +23,7 @@ KINDS = ("split", "permuted", "rotated")
 @st.composite
 def data_sets(draw: st.DrawFn) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Train and test with arbitrary labels, unequal class counts and image sizes; no two pixels are the same."""
-    labels = draw(st.lists(st.integers(-50, 1000), min_size=1, max_size=8, unique=True))
+    labels = draw(st.lists(st.integers(-50, 1000).filter(lambda n: n != -1), min_size=1, max_size=8, unique=True))
     counts = [(draw(st.integers(1, 9)), draw(st.integers(1, 4))) for _ in labels]
     shape = draw(st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)))
     shuffle = torch.Generator().manual_seed(draw(st.integers(0, 99)))
@@ -330,7 +330,7 @@ X, Y = torch.zeros(3, 2), torch.tensor([0, 1, 1])
     ("arguments", "message"),
     [
         ({"id": -1}, "the task id is -1; allowed: integers from 0 up"),
-        ({"n_outputs": 0}, "n_outputs=0; allowed: integers from 1 up"),
+        ({"n_outputs": 0}, "n_outputs of task 0 is 0; allowed: integers from 1 up"),
         ({"scenario": "classes"}, "unknown scenario 'classes'"),
         ({"n_outputs": 1}, r"labels from 0 to 1; allowed: 0 to 0, since n_outputs is 1"),
         ({"train": (X, Y - 1)}, "labels from -1 to 0; allowed: 0 to 1"),

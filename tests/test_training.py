@@ -126,7 +126,8 @@ def test_batches(n: int, batch_size: int, sizes: list[int]) -> None:
     run(learner, [task], epochs=2, batch_size=batch_size)
     assert learner.sizes == sizes * 2
     steps = len(sizes)
-    assert learner.progress == [1.0 if steps == 1 else i / (steps - 1) for i in range(steps)] * 2
+    each_epoch = [i / max(steps - 1, 1) for i in range(steps)]
+    assert learner.progress == ([0.0, 1.0] if steps == 1 else each_epoch * 2)  # one batch: over all epochs
     assert learner.ids == [0] * (2 * steps)
     assert all(learner.modes)
     assert not learner.training

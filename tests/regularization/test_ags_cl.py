@@ -137,12 +137,12 @@ def test_the_step_is_the_optimisers() -> None:
     def fit() -> None:
         groups = [{"params": first.parameters(), "lr": 0.1}, {"params": second.parameters(), "lr": 0.02}]
         optimizer = learner.protect(torch.optim.SGD(groups))
-        before = [ags_cl.group(first), ags_cl.group(second)]
+        before = [ags_cl.incoming(first), ags_cl.incoming(second)]
         for p in learner.backbone.parameters():
             p.grad = torch.zeros_like(p)
         optimizer.step()
         for layer, rows, rate in ((first, before[0], 0.1), (second, before[1], 0.02)):
-            shrunk = rows.norm(dim=1) - ags_cl.group(layer).norm(dim=1)
+            shrunk = rows.norm(dim=1) - ags_cl.incoming(layer).norm(dim=1)
             torch.testing.assert_close(shrunk, torch.full_like(shrunk, 0.7 * rate).minimum(rows.norm(dim=1)))
 
     learner.learn(stream[0], fit)

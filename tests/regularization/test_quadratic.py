@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import minicl
-from minicl.regularization import quadratic
-from minicl.regularization.quadratic import Spring, mean_over_samples, quadratic_penalty
+from minicl.regularization import per_sample
+from minicl.regularization.per_sample import mean_over_samples
+from minicl.regularization.quadratic import MergedPenalty, quadratic_penalty
 
 SHAPES = [(3, 4), (4,), (2, 3, 2, 2), ()]
 
@@ -35,7 +36,7 @@ def test_the_penalty_is_its_formula() -> None:
 def test_the_spring_is_the_penalty_and_its_gradient(scale: float) -> None:
     theta = [t.requires_grad_() for t in drawn(0)]
     anchor, importance = drawn(1), [o.abs() for o in drawn(2)]
-    spring = Spring(theta, anchor, importance, strength=0.7)
+    spring = MergedPenalty(theta, anchor, importance, strength=0.7)
     expected = 0.7 * quadratic_penalty(theta, anchor, importance)
     assert spring().item() == pytest.approx(expected.item(), rel=1e-12)
     right = torch.autograd.grad(scale * expected, theta)
@@ -43,7 +44,7 @@ def test_the_spring_is_the_penalty_and_its_gradient(scale: float) -> None:
     for value in (first, second):
         for g, r in zip(torch.autograd.grad(scale * value, theta), right, strict=True):
             torch.testing.assert_close(g, r)
-    assert torch.autograd.gradcheck(lambda *t: Spring(list(t), anchor, importance, 0.7)(), theta)
+    assert torch.autograd.gradcheck(lambda *t: MergedPenalty(list(t), anchor, importance, 0.7)(), theta)
     stale = spring()
     with torch.no_grad():
         theta[0].mul_(1.0)
@@ -199,7 +200,7 @@ def test_many_samples_at_once_or_few_make_no_difference(monkeypatch: pytest.Monk
     learner = minicl.MAS(minicl.mlp(64, 8))
     learner.learn(task, lambda: None)
     at_once = learner.importance(task)
-    monkeypatch.setattr(quadratic, "PER_SAMPLE_NUMBERS", 3 * sum(t.numel() for t in at_once.values()))
+    monkeypatch.setattr(per_sample, "PER_SAMPLE_NUMBERS", 3 * sum(t.numel() for t in at_once.values()))
     for name, value in learner.importance(task).items():
         torch.testing.assert_close(value, at_once[name])
 

@@ -115,7 +115,7 @@ def test_the_gradient_is_the_tasks_alone(clip: float | None, parts: int, set_to_
             _, slow = descend(learner, optimizer, 50, clip, parts, set_to_none, together)
             assert learner.path is not None
             torch.testing.assert_close(learner.path.omega, slow, rtol=1e-3, atol=1e-6)
-            assert (learner.spring is not None) == (t > 0)
+            assert (learner.merged is not None) == (t > 0)
             if t:
                 assert learner.penalty().item() > 1e-3
 

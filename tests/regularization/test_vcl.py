@@ -6,14 +6,14 @@ import math
 from functools import partial
 from pathlib import Path
 
-import family
 import pytest
 import torch
+from loops import Loop, small_tasks
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 import minicl
-from minicl.regularization import vcl
+from minicl.regularization import gaussian
 
 ADAM = partial(torch.optim.Adam, lr=5e-3)
 
@@ -21,10 +21,10 @@ ADAM = partial(torch.optim.Adam, lr=5e-3)
 def test_the_kl_is_that_of_torch_distributions() -> None:
     torch.manual_seed(0)
     mean, log_sigma, prior_mean, prior_log_sigma = (torch.randn(5, 3, dtype=torch.float64) for _ in range(4))
-    found = vcl.kl_divergence(mean, log_sigma, prior_mean, prior_log_sigma)
+    found = gaussian.kl_divergence(mean, log_sigma, prior_mean, prior_log_sigma)
     right = kl_divergence(Normal(mean, log_sigma.exp()), Normal(prior_mean, prior_log_sigma.exp())).sum()
     torch.testing.assert_close(found, right)
-    assert vcl.kl_divergence(mean, log_sigma, mean, log_sigma).item() == pytest.approx(0, abs=1e-12)
+    assert gaussian.kl_divergence(mean, log_sigma, mean, log_sigma).item() == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -38,8 +38,8 @@ def test_outputs_have_the_distribution_that_drawn_weights_give(kind: str, bias: 
         "conv2d": lambda: nn.Conv2d(2, 3, 3, stride=2, bias=bias),
     }
     x = {"linear": torch.randn(1, 6), "conv1d": torch.randn(1, 2, 4), "conv2d": torch.randn(1, 2, 5, 5)}[kind]
-    layer = vcl.uncertain(make[kind](), 1.0, 0.3)
-    assert isinstance(layer, vcl.Gaussian)
+    layer = gaussian.gaussian_copy(make[kind](), 1.0, 0.3)
+    assert isinstance(layer, gaussian.Gaussian)
     with torch.no_grad():
         layer.weight_log_sigma.normal_(-1, 0.3)  # type: ignore[operator, union-attr]
         local = layer(x.expand(6000, *x.shape[1:]))
@@ -57,8 +57,8 @@ def test_conjugate_regression_reaches_the_exact_posterior() -> None:
     """y = x w + noise, orthogonal inputs (so that the posterior is a product), two tasks one after the other."""
     torch.manual_seed(0)
     noise, n = 0.5, 40
-    layer = vcl.uncertain(nn.Linear(3, 1, bias=False), prior_sigma=1.0, initial_sigma=0.05)
-    assert isinstance(layer, vcl.Gaussian)
+    layer = gaussian.gaussian_copy(nn.Linear(3, 1, bias=False), prior_sigma=1.0, initial_sigma=0.05)
+    assert isinstance(layer, gaussian.Gaussian)
     mean, precision = torch.zeros(3), torch.ones(3)
     for task in range(2):
         x = torch.linalg.qr(torch.randn(n, 3))[0] * torch.tensor([2.0, 4.0, 1.0])
@@ -82,7 +82,7 @@ def test_conjugate_regression_reaches_the_exact_posterior() -> None:
         torch.testing.assert_close(sigma, precision**-0.5, atol=0.005, rtol=0.05)
         assert task or not torch.allclose(sigma, torch.ones(3), atol=0.1)
         with torch.no_grad():
-            layer.remember()
+            layer.posterior_to_prior()
 
 
 def test_linear_and_conv_layers_are_converted_and_nothing_else() -> None:
@@ -172,7 +172,7 @@ def test_a_weight_that_is_known_exactly_can_hardly_move() -> None:
     layer = learner.layers(learner.backbone)[0]
     with torch.no_grad():
         layer.weight_log_sigma[:4] = math.log(1e-3)  # type: ignore[index, operator, union-attr]
-        layer.remember()
+        layer.posterior_to_prior()
     before = layer.weight.detach().clone()  # type: ignore[operator, union-attr]
     minicl.run(learner, stream[1:2], epochs=20, progress=False, optimizer=partial(torch.optim.Adam, lr=1e-3))
     moved = (layer.weight.detach() - before).norm(dim=1)  # type: ignore[operator, union-attr]
@@ -222,12 +222,11 @@ def test_parameters_without_a_posterior_are_frozen_after_the_first_task(tmp_path
 
 def test_no_optimiser_from_before_moves_what_is_frozen() -> None:
     """Gradients that were zeroed and not removed would leave weight decay and momentum at work."""
-    tasks = family.stream("task", 2)
-    learner = minicl.VCL(minicl.mlp(64, 8, batchnorm=True))
-    decaying = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
-    optimizer = family.own_loop(learner, tasks[:1], decaying, set_to_none=False)
+    first, second = small_tasks(n=2)
+    learner = minicl.VCL(minicl.mlp(36, 8, batchnorm=True))
+    loop = Loop(learner, partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1), set_to_none=False).learn(first)
     before = learner.backbone[2].weight.detach().clone()  # type: ignore[index, operator, union-attr]
-    family.own_loop(learner, tasks[1:], decaying, optimizer, set_to_none=False)
+    loop.learn(second)
     assert torch.equal(learner.backbone[2].weight, before)  # type: ignore[index, union-attr]
 
 

@@ -1,14 +1,25 @@
-"""The memory: who stays, what is held, what it costs."""
+"""The memory: who stays, what is held, what it costs; and what holds of every learner that has one."""
 
 from __future__ import annotations
 
+import itertools
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import loops
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import Loop, digits, same_bits, small_tasks, state
+from torch import Tensor, nn
 
 import minicl
+from minicl.cli import main
 from minicl.replay.memory import Memory, equal_shares
+from minicl.testing import METHODS, VARIANTS, Method
 
 
 def offer(memory: Memory, first: int, n: int, task_id: int = 0, classes: int = 1) -> None:
@@ -142,7 +153,7 @@ def test_what_the_memory_refuses():
         memory.draw(1)
     offer(memory, 0, 9, classes=3)
     before = held(memory)
-    with pytest.raises(ValueError, match=r"inputs of shape \(1,\); given: \(2,\)"):
+    with pytest.raises(ValueError, match=r"inputs of shape \(batch, 1\); given: \(batch, 2\)"):
         memory.add(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long), 1)
     with pytest.raises(ValueError, match="budget of 3 samples is smaller than the 4 classes"):
         offer(memory, 9, 8, classes=4)
@@ -249,3 +260,192 @@ def test_nothing_changes_nothing_and_a_label_a_sample_is_needed(share: str):
             memory.add(torch.zeros(2, 1), torch.zeros(5, dtype=torch.long), 0)
         assert len(memory) == memory.seen == n
         offer(memory, 0, 3)
+
+
+# ---- the learners that have one --------------------------------------------------------------------------------------
+
+FAMILY = {minicl.ER, minicl.AGEM, minicl.GEM, minicl.DERpp}  # what draws its exemplars otherwise has tests of its own
+REPLAY = {name: row for name, row in (METHODS | VARIANTS).items() if row.kind in FAMILY}
+every_method = pytest.mark.parametrize("method", REPLAY.values(), ids=REPLAY)
+
+
+def test_the_family_is_there() -> None:
+    assert {row.kind for row in REPLAY.values()} == FAMILY
+
+
+def memory_of(learner: minicl.Learner) -> Memory:
+    memory = learner.memory
+    assert isinstance(memory, Memory)
+    return memory
+
+
+@every_method
+@pytest.mark.parametrize("scenario", minicl.SCENARIOS)
+def test_what_it_holds_are_training_samples_of_all_tasks(method: Method, scenario: str) -> None:
+    learner, tasks = method.make(method.backbone("cnn")), small_tasks(scenario, ids=[10**15, 7, 0])
+    loops.run(learner, tasks, epochs=2, batch_size=8)
+    memory, train = memory_of(learner), {task.id: task.train for task in tasks}
+    assert len(memory) == 30
+    assert set(memory.task_ids.tolist()) == set(train)
+    for x, y, t in zip(memory.x, memory.y, memory.task_ids.tolist(), strict=True):
+        assert bool(((train[t].x == x).flatten(1).all(1) & (train[t].y == y)).any())
+    assert learner.capacity()["extra_bytes"] == memory.bytes == sum(buffer.nbytes for buffer in memory.buffers())
+
+
+@every_method
+def test_the_memory_is_not_filled_between_tasks(method: Method) -> None:
+    learner, tasks = method.make(minicl.mlp(36, 16)), small_tasks()
+    Loop(learner).learn(tasks[0])
+    before, seen = state(memory_of(learner)), memory_of(learner).seen
+    for mode in (True, False):
+        learner.train(mode)
+        learner.loss(tasks[0].test.x, tasks[0].test.y, 0)
+    assert same_bits(before, state(memory_of(learner)))
+    assert memory_of(learner).seen == seen
+
+
+class Interrupted(torch.overrides.TorchFunctionMode):
+    """Ctrl-C in the n-th of PyTorch's functions that is called."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.left = n
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch._C._set_grad_enabled:  # PyTorch's own `no_grad` would not survive it
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return func(*args, **(kwargs or {}))
+
+
+@every_method
+def test_a_first_task_that_breaks_off_leaves_no_picture_behind(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any moment of filling the memory: nobody looks for data in a learner, or a file, that has learned nothing."""
+    task = small_tasks(samples=10)[0]
+    learner = method.make(minicl.mlp(36, 8))
+    learner.prepare(task)
+    before, capacity = state(learner), learner.capacity()
+    offer = Memory.offer
+    for n in itertools.count(1):
+        interrupted = Interrupted(n)
+
+        def broken(self: Memory, *args: Any, interrupted: Interrupted = interrupted) -> None:
+            with interrupted:
+                offer(self, *args)
+
+        monkeypatch.setattr(Memory, "offer", broken)
+        try:
+            Loop(learner, epochs=1).learn(task)
+        except KeyboardInterrupt:
+            assert same_bits(before, state(learner)), f"broken off at operation {n}"
+            assert learner.capacity() == capacity
+        else:
+            break
+    assert n > 10
+    assert len(memory_of(learner)) == 10
+
+
+@every_method
+def test_a_file_is_not_loaded_into_a_memory_of_another_kind(method: Method, tmp_path: Path) -> None:
+    learner = method.make(minicl.mlp(36, 16))
+    for learned in range(2):  # an empty memory takes any budget
+        learner.save(tmp_path / "file")
+        for budget in (10, 50):
+            if learned:
+                with pytest.raises(ValueError, match=f"room for 30 samples, not for {budget}; "):
+                    method.kind.load(tmp_path / "file", minicl.mlp(36, 16), budget=budget)
+            else:
+                assert (
+                    memory_of(method.kind.load(tmp_path / "file", minicl.mlp(36, 16), budget=budget)).budget == budget
+                )
+        if not learned:
+            Loop(learner).learn(*small_tasks(n=1))
+
+
+def test_a_reservoir_is_not_loaded_as_equal_shares(tmp_path: Path) -> None:
+    tasks = small_tasks(samples=40)
+    for saved, asked in (("reservoir", "class"), ("task", "reservoir")):
+        learner = minicl.ER(minicl.mlp(36, 16), budget=30, share=saved)
+        Loop(learner).learn(tasks[0])
+        learner.save(tmp_path / "file")
+        with pytest.raises(ValueError, match=f"was {'' if saved == 'reservoir' else 'not '}a reservoir"):
+            minicl.ER.load(tmp_path / "file", minicl.mlp(36, 16), share=asked)
+    loaded = minicl.ER.load(tmp_path / "file", minicl.mlp(36, 16), share="class")  # one kind of ticket does for both
+    Loop(loaded).learn(tasks[1])
+    pairs = torch.stack([loaded.memory.task_ids, loaded.memory.y], 1)
+    assert max(counts := torch.unique(pairs, dim=0, return_counts=True)[1].tolist()) - min(counts) <= 1
+
+
+@pytest.mark.parametrize(
+    ("make", "scenario", "words"),
+    [
+        (partial(minicl.GEM, budget=2), "domain", "budget of 2 samples is smaller than the 3 tasks"),
+        (partial(minicl.ER, budget=2, share="task"), "task", "smaller than the 3 tasks"),
+        (partial(minicl.ER, budget=5, share="class"), "class", "smaller than the 6 classes"),
+        (partial(minicl.AGEM, budget=5, share="class"), "task", "smaller than the 6 classes"),
+        (partial(minicl.ER, budget=1, share="class"), "domain", "smaller than the 2 classes"),
+    ],
+)
+def test_a_budget_that_is_too_small_is_refused_before_training(make: Any, scenario: str, words: str) -> None:
+    learner, tasks = make(minicl.mlp(64, 8)), digits(scenario)
+    trained: list[str] = []
+    fits = 0 if "smaller than the 2" in words else 2  # so many tasks still have room
+    for t in range(fits):
+        learner.learn(tasks[t], lambda: trained.append("as it should"))
+    with pytest.raises(ValueError, match=words):
+        learner.learn(tasks[fits], lambda: trained.append("too late"))
+    assert trained == ["as it should"] * fits
+    assert learner.learned == list(range(fits))
+
+
+@every_method
+def test_inputs_of_another_shape_are_refused_before_training(method: Method) -> None:
+    class Pooled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(2).mean(2)
+
+    learner = method.make(nn.Sequential(nn.Conv2d(1, 4, 3), Pooled()))
+    small, large = (small_tasks("domain", ids=[n], shape=(1, n, n))[0] for n in (6, 8))
+    Loop(learner).learn(small)
+    learner.input_shape = None  # it takes several shapes, but one memory does not
+    with pytest.raises(ValueError, match=r"memory holds inputs of shape \(batch, 1, 6, 6\); given: \(batch, 1, 8, 8\)"):
+        learner.learn(large, lambda: pytest.fail("trained"))
+
+
+@pytest.mark.parametrize("name", [name for name in REPLAY if name in minicl.METHODS])
+def test_the_budget_can_be_set_on_the_command_line(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    arguments = ["run", name, "split-digits", "--scenario", "class", "--epochs", "1", "--n-train", "40"]
+    assert main([*arguments, "--network", "mlp:8", "--set", "budget=25", "--out", str(out)]) == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["hyperparameters"]["budget"] == 25
+
+
+def test_replay_forgets_less_than_fine_tuning() -> None:
+    stream = minicl.permuted(n_tasks=3, scenario="domain", n_train=200)
+
+    def forgotten(kind: type[minicl.Learner]) -> float:
+        return loops.run(kind(minicl.mlp(64, 64)), stream, epochs=5, batch_size=16).forgetting
+
+    without = forgotten(minicl.FineTune)
+    for name in REPLAY.keys() & minicl.METHODS.keys():
+        assert forgotten(minicl.METHODS[name]) < without, name
+
+
+@pytest.mark.parametrize("name", ["er", "agem", "gem", "derpp"])
+def test_an_average_over_state_dicts_mixes_no_samples(name: str) -> None:
+    """And an earlier state can be loaded again."""
+    learner, tasks = REPLAY[name].make(minicl.mlp(36, 8)), small_tasks(n=2)
+    Loop(learner).learn(tasks[0])
+    earlier = state(learner)
+    Loop(learner).learn(tasks[1])
+    memory = state(learner.memory)  # type: ignore[arg-type]
+    average = state(learner)
+    for key, value in average.items():
+        if value.is_floating_point() and key in earlier and earlier[key].shape == value.shape:
+            average[key] = 0.5 * value + 0.5 * earlier[key]
+    assert any(not torch.equal(average[f"memory.{key}"], value) for key, value in memory.items())
+    learner.load_state_dict(average)
+    assert same_bits(state(learner.memory), memory)  # type: ignore[arg-type]
+    learner.load_state_dict({**average, **{key: value for key, value in earlier.items() if key.startswith("memory.")}})
+    assert same_bits(state(learner.memory), {k.removeprefix("memory."): v for k, v in earlier.items() if "memory" in k})  # type: ignore[arg-type]

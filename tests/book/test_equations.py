@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import pydoc
 import re
 from pathlib import Path
 
 import pytest
 import scripts
-
-ROOT = Path(__file__).resolve().parent.parent
+from scripts import PAGES
 
 equations = scripts.load("tools/equations.py")
-PAGES = sorted(p for kind in ("*.ipynb", "*.md") for p in (ROOT / "book").rglob(kind) if ".ipynb_ch" not in str(p))
 
 
 def labels(page: Path) -> list[str]:
-    text = page.read_text(encoding="utf-8")
-    if page.suffix == ".ipynb":
-        text = "\n\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+    text = scripts.markdown(page)
     return re.findall(r"^\s*\$\$\s*\(([\w:-]+)\)", text, re.MULTILINE) + re.findall(
         r"^:label:\s*(\S+)", text, re.MULTILINE
     )
@@ -47,4 +42,4 @@ def test_each_function_of_the_table_exists(name: str) -> None:
     found = pydoc.locate(name)
     assert callable(found), f"tools/equations.py names {name}, which is not there"
     assert found.__doc__
-    assert name == f"{found.__module__}.{found.__qualname__}", "name it where it is defined, as the API page does"
+    assert name == f"{found.__module__}.{found.__qualname__}", "name it where it is defined, as the API does"

@@ -1,4 +1,4 @@
-"""The stored results of the comparison: complete, chosen on validation samples, and true."""
+"""The stored results of benchmarks/comparison.py: complete, chosen on validation samples, and true."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stored results of the chapter's grid: complete, chosen on validation samples, and true."""
+"""The stored results of benchmarks/replay_grid.py: complete, chosen on validation samples, and true."""
 
 from __future__ import annotations
 

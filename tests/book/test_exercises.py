@@ -1,11 +1,10 @@
 """Every exercise: right answers pass, wrong answers that people give are recognised by name, rubbish gets a hint.
 
-A chapter's answers are in tests/exercises/<chapter>.py.
+A chapter's answers are in tests/book/exercises/<chapter>.py.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -238,9 +237,12 @@ def test_compare_shows_the_smallest_case_and_points_at_the_entry() -> None:
         compare(lambda n, shares: 0.0, lambda n, shares: n, [(3, [0.5, 0.25])], {})
 
 
-@pytest.mark.parametrize("path", sorted((scripts.ROOT / "book").glob("*.ipynb")), ids=lambda path: path.stem)
+CHAPTERS = [path for path in scripts.NOTEBOOKS if path.stem not in ("your_network", "your_data")]  # pages of recipes
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_each_chapter_asks_from_recall_to_research(path: Path) -> None:
-    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    cells = [scripts.source(cell) for cell in scripts.cells(path)]
     asked = [re.search(r"\{admonition\} Exercise (\d) \((\w+)\): ", cell) for cell in cells]
     found = [(int(match[1]), match[2], at) for at, match in enumerate(asked) if match]
     assert [k for k, _, _ in found] == list(range(1, len(found) + 1))

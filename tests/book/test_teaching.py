@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from scripts import BOOK
+
 import minicl
 
-PAGE = Path(__file__).resolve().parent.parent / "book" / "teaching.md"
-
+PAGE = BOOK / "teaching.md"
 
 STEP = "def step(g1, g2, H1, lr):\n    return {sign}lr * g1 @ g2 + lr**2 / 2 * g2 @ H1 @ g2\n\n"
 HANDED_IN = {
@@ -35,7 +36,7 @@ MARKS = {
 
 def mark(folder: Path, handed_in: dict[str, str | None], seconds: int) -> list[str]:
     """What the script of the page prints for these files."""
-    (script,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    (script,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M)
     script, changed = re.subn(r"^SECONDS = \d+", f"SECONDS = {seconds}", script, flags=re.M)
     script, also = re.subn(r"^SET = .*", 'SET = ["forgetting-3", "forgetting-4"]', script, flags=re.M)
     assert changed == also == 1

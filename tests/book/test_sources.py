@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
+from scripts import BOOK, markdown
 
-BOOK = Path(__file__).resolve().parent.parent / "book"
 PLACES = re.findall(
     r"\]\((\w+\.(?:ipynb|md))\): ((?:\*[^*|]+\*(?:, )?)+)", (BOOK / "sources.md").read_text(encoding="utf-8")
 )
 
 
 def headings(page: Path) -> list[str]:
-    text = page.read_text(encoding="utf-8")
-    if page.suffix == ".ipynb":
-        text = "\n".join("".join(c["source"]) + "\n" for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
-    return re.findall(r"^#{2,3} (.*)$", text, re.MULTILINE)
+    return re.findall(r"^#{2,3} (.*)$", markdown(page), re.MULTILINE)
 
 
 def test_many_places_are_named() -> None:

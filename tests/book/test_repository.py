@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-import scripts
-
-ROOT = Path(__file__).resolve().parent.parent
-BOOK = ROOT / "book"
-
-NOTEBOOKS = sorted(p for p in BOOK.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-PAGES = sorted([*NOTEBOOKS, *BOOK.rglob("*.md")])
+from scripts import BOOK, NOTEBOOKS, PAGES, ROOT, cells, markdown, source, toc_pages
 
 
 def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def cells(path: Path, kind: str) -> list[dict[str, Any]]:
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    return [cell for cell in notebook["cells"] if cell["cell_type"] == kind]
-
-
-def source(cell: dict[str, Any]) -> str:
-    return "".join(cell["source"])
-
-
 # The table of contents
 
 
-TOC = scripts.toc_pages()
+TOC = toc_pages()
 
 
 @pytest.mark.parametrize("page", TOC)
@@ -152,11 +135,7 @@ def typed_numbers(text: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_numbers_in_prose_come_from_the_run(page: Path) -> None:
-    if page.suffix == ".md":
-        text = page.read_text(encoding="utf-8")
-    else:
-        text = "\n\n".join(source(cell) for cell in cells(page, "markdown"))
-    found = typed_numbers(text)
+    found = typed_numbers(markdown(page))
     assert not found, f"{found}: use glue for results, `code` for settings, <!-- published: key --> for cited numbers"
 
 
@@ -192,7 +171,7 @@ def test_published_numbers_need_a_citation(text: str) -> None:
         typed_numbers(text)
 
 
-# The API page, links, and what a clone must not hold
+# The API's pages, links, and what a clone must not hold
 
 
 def public_modules() -> list[str]:
@@ -202,9 +181,10 @@ def public_modules() -> list[str]:
 
 
 @pytest.mark.parametrize("module", public_modules())
-def test_every_module_is_on_the_api_page(module: str) -> None:
-    api = (BOOK / "api.md").read_text(encoding="utf-8")
-    assert re.search(rf"automodule:: {re.escape(module)}$", api, re.MULTILINE), f"add {module} to book/api.md"
+def test_every_module_is_on_one_page_of_the_api(module: str) -> None:
+    pages = [page.read_text(encoding="utf-8") for page in (BOOK / "api").glob("*.md")]
+    found = sum(len(re.findall(rf"automodule:: {re.escape(module)}$", page, re.MULTILINE)) for page in pages)
+    assert found == 1, f"add {module} to one page in book/api"
 
 
 def tracked() -> list[Path]:
@@ -229,3 +209,24 @@ def test_no_tracked_file_names_a_folder_of_one_machine() -> None:
     for file in tracked():
         found = folder.search(file.read_bytes()) if file.suffix not in {".png", ".npz"} else None
         assert not found, f"{name(file)} holds {found.group()!r}" if found else ""
+
+
+def pins(file: str) -> dict[str, str]:
+    """Package and version of each line of a file of requirements."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    found = re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;\\]+)", text, re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in found}
+
+
+def test_the_lock_holds_what_the_requirements_pin() -> None:
+    pinned, locked = pins("requirements.txt"), pins("requirements.lock")
+    assert {p: locked.get(p) for p in pinned} == pinned, "make requirements.lock again, as its first lines say"
+    # What it has beside comes with PyTorch's wheel for Linux, which brings CUDA.
+    assert all(p.startswith(("nvidia-", "cuda-", "triton")) for p in locked.keys() - pinned.keys())
+
+
+def test_every_file_of_the_lock_has_hashes() -> None:
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    entries = re.split(r"^(?=[A-Za-z0-9_.-]+==)", text, flags=re.MULTILINE)[1:]
+    assert len(entries) == len(pins("requirements.lock"))
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry) for entry in entries)

@@ -1,0 +1,116 @@
+"""One budget for every method (benchmarks/budget.py): what is drawn, what wins, and the stored results."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scripts
+
+from minicl import files
+
+budget = scripts.load("benchmarks/budget.py")
+CELLS = files.read_json(budget.RESULTS)["cells"] if budget.RESULTS.exists() else []
+NAMED = [pytest.param(cell, id=f"{cell['stream']}-{cell['method']}") for cell in CELLS]
+
+
+def trial(valid: float, test: float = 0.0, **settings: Any) -> dict[str, Any]:
+    return {"settings": settings, "runs": {"100": {"valid": valid, "test": test}}}
+
+
+def test_the_best_is_chosen_on_validation_samples_alone() -> None:
+    trials = [trial(0.5, 0.9), trial(0.7, 0.1), trial(0.7, 1.0), trial(0.6, 0.8)]
+    assert budget.best_of(trials) == 1  # of equal ones the first, whatever its test samples say
+    assert budget.best_of(trials[:1]) == 0
+
+
+def test_what_is_expected_of_the_best_of_k_is_the_mean_over_all_choices_of_k() -> None:
+    trials = [trial(v, t) for v, t in ((0.3, 0.2), (0.9, 0.7), (0.5, 0.8), (0.6, 0.1))]
+    for k, found in enumerate(budget.expected(trials), 1):
+        of_each = [max(some, key=budget.valid)["runs"]["100"]["test"] for some in itertools.combinations(trials, k)]
+        assert found == pytest.approx(statistics.mean(of_each))
+
+
+def test_a_range_grows_where_the_best_lies_near_its_end() -> None:
+    ranges = {"lam": (1.0, 100.0), "lr adam": (0.001, 0.1), "lr sgd": (0.001, 0.1), "share": ["a", "b"]}
+    best = {"lam": 99.0, "optimizer": "adam", "lr": 0.0011, "share": "b"}
+    longer = budget.grown(ranges, best)
+    assert longer["lam"] == pytest.approx((1.0, 1000.0))
+    assert longer["lr adam"] == pytest.approx((0.0001, 0.1))
+    assert longer["lr sgd"] == ranges["lr sgd"]
+    assert budget.grown(ranges, {"lam": 10.0, "optimizer": "sgd", "lr": 0.01}) == ranges
+    assert budget.grown(ranges, {}) == ranges  # the package's own settings are in no range
+
+
+@pytest.mark.parametrize("method", budget.METHODS)
+def test_every_method_has_as_many_trials_and_draws_the_same_again(method: str) -> None:
+    ranges = budget.space(method, "split-class")
+    drawn = [budget.drawn(ranges, method, "split-class", t) for t in range(budget.TRIALS)]
+    assert drawn == [budget.drawn(ranges, method, "split-class", t) for t in range(budget.TRIALS)]
+    assert set(drawn[0]) <= {"infer"}  # the first trial says nothing
+    assert {settings["optimizer"] for settings in drawn[1:]} == {"adam", "sgd"}
+    assert {settings["fresh_optimizer"] for settings in drawn[1:]} == {True, False}
+    for settings in drawn[1:]:
+        low, high = budget.LR[settings["optimizer"]]
+        assert low <= settings["lr"] <= high
+
+
+def test_a_search_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, int]] = []
+
+    def measure(method: str, stream: str, settings: dict[str, Any], seed: int, root: str) -> dict[str, Any]:
+        made.append((round(1e6 * settings.get("lr", 0)), seed))
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return {"valid": 0.9 - settings.get("lr", 0) if seed == 100 else 0.5, "test": 0.5}
+
+    monkeypatch.setattr(budget, "measure", measure)
+    monkeypatch.setattr(budget, "CHECKPOINTS", (1, 3))
+    given = ("FineTune", "split-class", tmp_path, "", 3, 2)
+    with pytest.raises(KeyboardInterrupt):
+        budget.work(*given)
+    budget.work(*given)
+    found = files.read_json(tmp_path / "split-class-FineTune.json")
+    assert [list(t["runs"]) for t in found["trials"]] == [["100", "101"]] * 3
+    assert found["tests"].keys() == {"0"}
+    count = len(made)
+    budget.work(*given)
+    assert len(made) == count == 3 * 2 + 2 + 1  # one was broken off
+    assert made[3] == made[4]
+
+
+def test_a_trial_far_behind_is_spared_its_second_seed() -> None:
+    assert budget.hopeless(trial(0.5), [trial(0.7)])
+    assert not budget.hopeless(trial(0.65), [trial(0.7)])
+    assert not budget.hopeless({"settings": {}, "runs": {}}, [trial(0.7)])
+    assert not budget.hopeless(trial(0.1), [])
+
+
+@pytest.mark.parametrize("cell", NAMED)
+def test_a_stored_search_is_whole_and_is_what_the_program_draws(cell: dict[str, Any]) -> None:
+    trials, tests = cell["trials"], cell["tests"]
+    assert len(trials) == budget.TRIALS
+    for t, made in enumerate(trials):
+        ranges = budget.ranges_at(cell["method"], cell["stream"], trials[:t])
+        assert made["settings"] == budget.drawn(ranges, cell["method"], cell["stream"], t)
+        best = max(map(budget.valid, trials[:t]), default=0.0)
+        first = made["runs"]["100"]["valid"]
+        assert len(made["runs"]) == (1 if first < best - budget.BEHIND else 2)
+    for k in budget.CHECKPOINTS:
+        runs = tests[str(budget.best_of(trials[:k]))]
+        assert len(runs) >= 5
+        assert not set(runs) & set(map(str, budget.SEARCH_SEEDS))
+
+
+@pytest.mark.parametrize(("method", "seed"), [("FineTune", 1), ("NCM", 0), ("ER", 2), ("PackNet", 3)])
+def test_a_sample_of_the_runs_comes_out_the_same(method: str, seed: int) -> None:
+    (cell,) = [cell for cell in CELLS if (cell["method"], cell["stream"]) == (method, "split-class")]
+    best = budget.best_of(cell["trials"])
+    stored = cell["tests"][str(best)][str(seed)]
+    now = budget.measure(method, "split-class", cell["trials"][best]["settings"], seed)
+    assert now["test"] == pytest.approx(stored["test"], abs=0.05)  # another processor may round otherwise
+    assert now["valid"] == pytest.approx(stored["valid"], abs=0.05)
+    assert now["stored"] == stored["stored"]
