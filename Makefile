@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 PORT ?= 8000
+SEEDS ?= 0-9999
 # A machine without a GPU: make book TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 # The browser of make browser-test: the first one found
@@ -17,7 +18,7 @@ export OMP_NUM_THREADS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book epub test unit notebooks lint browser-test format serve lab clean distclean
+.PHONY: help setup book student site student-test epub test unit notebooks lint soak browser-test format hooks serve lab clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,7 +42,18 @@ endif
 book: $(READY) ## execute every notebook and build the book, without a warning
 	$(BIN)/python tools/fill_cache.py
 	$(BIN)/jupyter-book build . --all -W -n --keep-going --quiet
+	$(BIN)/python tools/edition.py check
+	$(BIN)/python tools/edition.py test --quickest
 	$(BIN)/python tools/check_book.py
+
+student: book ## the notebooks to work in, packed: _build/student.zip, and with solutions _build/teacher.zip
+	$(BIN)/python tools/edition.py zip
+
+site: student epub ## the book as it is published: _build/html, with downloads
+	$(BIN)/python tools/edition.py publish
+
+student-test: $(READY) ## run every notebook of the student's edition, outside the clone
+	$(BIN)/python tools/edition.py test
 
 epub: $(READY) ## the book for reading offline: _build/epub/continual-learning.epub
 	$(BIN)/python tools/fill_cache.py
@@ -53,13 +65,21 @@ test: unit notebooks lint ## unit tests, every notebook, lint, format and types
 unit: $(READY) ## unit tests alone
 	$(BIN)/python -m pytest -n 2
 
+# Seconds that a cell may take. On a slow machine: make test MINICL_TIMEOUT_FACTOR=4
+MINICL_TIMEOUT_FACTOR ?= 1
+CELL_TIMEOUT = $(shell awk 'BEGIN { print int(300 * $(MINICL_TIMEOUT_FACTOR)) }')
+export MINICL_TIMEOUT_FACTOR
+
 notebooks: $(READY) ## run every notebook with nbval
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -n 2 --dist loadscope book
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_TIMEOUT) -n 2 --dist loadscope book
 
 lint: $(READY) ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+soak: $(READY) ## random cases of no forgetting, for half an hour (SEEDS=0-9999); no part of make test
+	$(BIN)/python -m minicl.testing --seeds $(SEEDS)
 
 browser-test: $(READY) ## read the built book in Chromium: every page, no network, axe-core (CHROMIUM=path)
 	@if [ -z "$(CHROMIUM)" ]; then \
@@ -76,12 +96,19 @@ format: $(READY) ## let ruff put code and notebooks in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+hooks: $(READY) ## look at every commit before it is made: ruff, notebooks without outputs, its subject
+	$(BIN)/pre-commit install --hook-type pre-commit --hook-type commit-msg
+
 serve: book ## show the book on localhost (PORT=8000)
 	@echo "http://127.0.0.1:$(PORT)/ (Ctrl-C stops it)"
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
-lab: $(READY) ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab book
+# The notebooks that JupyterLab opens. Those of the book as they are written: make lab NOTEBOOKS=book
+NOTEBOOKS ?= student
+
+lab: $(READY) ## open the student's edition in JupyterLab: numbers filled in, cells for answers
+	@if [ "$(NOTEBOOKS)" = student ]; then $(BIN)/python tools/edition.py lab; fi
+	$(BIN)/jupyter lab $(NOTEBOOKS)
 
 clean: ## remove what was built; .venv stays
 	rm -rf _build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
