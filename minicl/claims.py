@@ -25,8 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checks
-from .metrics import Result
-from .results import mean_and_half
+from .metrics import Result, mean_and_interval
 
 MIME = "application/vnd.minicl.claim+json"
 """Under this type a notebook's output holds a claim, for those who gather them."""
@@ -109,7 +108,7 @@ class Claim:
 
 
 def number(value: float, points: bool) -> str:
-    """A number of a claim with its sign, as sentences and the book's list give it: in percentage points, or as it is."""
+    """A number of a claim with its sign, as sentences and the book's list give it: in percentage points or as it is."""
     value = 100 * value if points else value
     text = f"{value:+.1f}" if points or abs(value) >= 10 else f"{value:+.3g}"
     return text.replace("-", "−")
@@ -204,7 +203,7 @@ def _interval(a: Values, b: Values) -> tuple[float, float, float, int]:
 
 
 def _mean_and_ends(differences: Array) -> tuple[float, float, float]:
-    mean, half = mean_and_half(differences)
+    mean, half = map(float, mean_and_interval(differences))
     return mean, mean - half, mean + half
 
 

@@ -91,7 +91,7 @@ def names_of(dataset: Any, data: Any, labels: Sequence[int | str]) -> dict[int |
     if isinstance(dataset, str) and dataset in TORCHVISION:
         data = getattr(torchvision().datasets, TORCHVISION[dataset])
     names = getattr(data, "classes", None)
-    if not isinstance(names, (list, tuple)) or any(type(name) is not str or not name for name in names):
+    if not isinstance(names, (list, tuple)) or any(type(name) is not str or not name.strip() for name in names):
         return {}
     if any(type(label) is not int or not 0 <= label < len(names) for label in labels) or len({*names}) < len(names):
         return {}

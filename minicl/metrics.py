@@ -100,6 +100,27 @@ def learning_curve_area(curve: ArrayLike) -> float:
     return float(((curve[:-1] + curve[1:]) / 2).mean())
 
 
+def mean_and_interval(values: ArrayLike, axis: int = 0) -> tuple[Array, Array]:
+    """Mean over `axis`, and half the width of its 95 % t-interval: the mean is reported as mean ± half.
+
+    `half = t_{0.975, n-1} s / sqrt(n)`, where s is the standard deviation of the n values (with n - 1 below the
+    fraction). NaN for a single value, which says nothing about its spread. NaN among the values makes NaN.
+
+    Raises:
+        ValueError: no values along the axis.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    n = values.shape[axis] if values.ndim else 0
+    if not n:
+        raise ValueError(f"values of shape {values.shape} hold nothing to average over axis {axis}; one is needed")
+    mean = np.asarray(values.mean(axis=axis))
+    if n == 1:
+        return mean, np.full_like(mean, np.nan)
+    from scipy.special import stdtrit
+
+    return mean, np.asarray(stdtrit(n - 1, 0.975) * values.std(axis=axis, ddof=1) / np.sqrt(n))
+
+
 def _matrix(R: ArrayLike) -> Array:
     matrix = np.asarray(R, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):

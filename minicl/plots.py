@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from . import files
-from .metrics import Result
+from .metrics import Result, mean_and_interval
 
 Array = NDArray[np.float64]
 
@@ -395,27 +395,6 @@ def all_figures(results: Sequence[Result], folder: str | Path, kind: str = "png"
                 plt.savefig(paths[-1])
                 plt.close()
     return paths
-
-
-def mean_and_interval(values: ArrayLike, axis: int = 0) -> tuple[Array, Array]:
-    """Mean over `axis`, and half the width of its 95 % t-interval: the mean is reported as mean ± half.
-
-    `half = t_{0.975, n-1} s / sqrt(n)`, where s is the standard deviation of the n values (with n - 1 below the
-    fraction). NaN for a single value, which says nothing about its spread. NaN among the values makes NaN.
-
-    Raises:
-        ValueError: no values along the axis.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    n = values.shape[axis] if values.ndim else 0
-    if not n:
-        raise ValueError(f"values of shape {values.shape} hold nothing to average over axis {axis}; one is needed")
-    mean = np.asarray(values.mean(axis=axis))
-    if n == 1:
-        return mean, np.full_like(mean, np.nan)
-    from scipy.stats import t
-
-    return mean, np.asarray(t.ppf(0.975, n - 1) * values.std(axis=axis, ddof=1) / np.sqrt(n))
 
 
 def line_of(method: str) -> dict[str, Any]:

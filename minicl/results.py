@@ -193,7 +193,8 @@ def table(results: str | Path | pd.DataFrame | Sequence[Result]) -> pd.DataFrame
             "seeds": len(group),
         }
         for name in MEASURES:
-            line[name], line[f"{name}_half"] = mean_and_half(group[name].to_numpy(dtype=np.float64))
+            mean, half = metrics.mean_and_interval(group[name].to_numpy(dtype=np.float64))
+            line[name], line[f"{name}_half"] = float(mean), float(half)
         for name in COSTS:
             line[name] = float(np.mean(group[name].to_numpy(dtype=np.float64)))
         lines.append(line)
@@ -202,16 +203,6 @@ def table(results: str | Path | pd.DataFrame | Sequence[Result]) -> pd.DataFrame
     places = [known.index(name) if (name := m.partition(" (")[0]) in known else len(known) for m in whole["method"]]
     whole["place"] = places
     return whole.sort_values(["stream", "scenario", "place", "method"], ignore_index=True).drop(columns="place")
-
-
-def mean_and_half(values: np.ndarray) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % t-interval; NaN for a single value, which says nothing of its spread."""
-    n = len(values)
-    if n < 2:
-        return float(values.mean()), math.nan
-    from scipy.special import stdtrit
-
-    return float(values.mean()), float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n))
 
 
 def _labels(rows: pd.DataFrame) -> dict[str, list[str]]:

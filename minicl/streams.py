@@ -424,7 +424,8 @@ def _numbered(
     unknown = sorted(set(of_test) - set(classes))
     if unknown:
         raise ValueError(f"the test data has labels that the training data has not: {unknown}; allowed: {classes}")
+    places_of_y = torch.searchsorted(values, y.contiguous())
     if test_names is None:
-        return classes, torch.searchsorted(values, y.contiguous()), torch.searchsorted(values, y_test.contiguous())
+        return classes, places_of_y, torch.searchsorted(values, y_test.contiguous())
     places = torch.tensor([classes.index(name) if name in classes else -1 for name in test_names])
-    return classes, torch.searchsorted(values, y.contiguous()), places[y_test]
+    return classes, places_of_y, places[y_test]

@@ -21,7 +21,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "eq-forgetting": ("minicl.metrics.forgetting",),
     "eq-area": ("minicl.metrics.learning_curve_area",),
     "eq-rho": ("minicl.metrics.forgetting_ratio",),
-    "eq-interval": ("minicl.plots.mean_and_interval",),
+    "eq-interval": ("minicl.metrics.mean_and_interval",),
     # progressive networks
     "eq-pnn-lateral": ("minicl.isolation.pnn.lateral_sum",),
     "eq-pnn-adapter": ("minicl.isolation.pnn.adapter",),
@@ -76,7 +76,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "eq-agem": ("minicl.replay.agem.project_on_average",),
     "eq-gem": ("minicl.replay.gem.project_on_cone",),
     "eq-gem-dual": ("minicl.replay.gem.dual",),
-    "eq-comparison-interval": ("minicl.results.mean_and_half",),
+    "eq-comparison-interval": ("minicl.metrics.mean_and_interval",),
 }
 
 # Numbered, and no function of the package: why.

@@ -16,6 +16,7 @@ import io
 import json
 import logging
 import re
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -161,14 +162,14 @@ def lighten(html: Path) -> None:
     font.save(static / f"{ICONS}.used.woff")
 
 
-def excerpts(html: Path) -> str:
-    """A script with the text of every page, for `book/_static/scorer.js`."""
+def excerpts(html: Path, pages: Iterable[str]) -> str:
+    """A script with the text of every page that the search finds, for `book/_static/scorer.js`."""
     texts = {}
-    for page in html.rglob("*.html"):
-        main = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser").select_one("[role=main]")
-        if main is not None:
+    for name in pages:
+        page = BeautifulSoup((html / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+        if (main := page.select_one("[role=main]")) is not None:
             text = main.get_text(" ").replace("#", "")  # the links beside headings
-            texts[page.relative_to(html).with_suffix("").as_posix()] = re.sub(r"\s+", " ", text).strip()
+            texts[name] = re.sub(r"\s+", " ", text).strip()
     return f"window.EXCERPTS = {json.dumps(texts, ensure_ascii=False)};\n"
 
 
@@ -190,7 +191,7 @@ def _finish(app: Sphinx, exception: Exception | None) -> None:
         text = page.read_text(encoding="utf-8")
         page.write_text(with_light_pictures(mended(text), page, html), encoding="utf-8")
     lighten(html)
-    (html / "_static" / "excerpts.js").write_text(excerpts(html), encoding="utf-8")
+    (html / "_static" / "excerpts.js").write_text(excerpts(html, sorted(app.env.found_docs)), encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

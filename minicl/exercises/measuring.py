@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from .. import metrics
-from ..plots import mean_and_interval
 from . import Hint, array, call, close, compare, exercise, is_number, number
 
 Array = NDArray[np.float64]
@@ -168,7 +167,7 @@ def half_width(answer: Any) -> str:
     from scipy.stats import t
 
     def of(values: Array) -> float:
-        return float(mean_and_interval(values)[1])
+        return float(metrics.mean_and_interval(values)[1])
 
     def spread(values: Array) -> float:
         return float(np.std(values, ddof=1))

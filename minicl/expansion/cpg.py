@@ -182,7 +182,7 @@ class CPG(OwnedNetwork):
         self._before: list[Callable[[], None]] = []  # what undoes growing, if the task breaks off
         self._stage: tuple[float, float] | None = None  # from which sparsity to which, while compacting
         self._epoch, self._progress, self._steps = 0, -1.0, 0  # where in the stage
-        self._owned: dict[str, tuple[Tensor, Tensor]] = {}  # thresholds and slopes of its masks
+        self._picking: dict[str, tuple[Tensor, Tensor]] = {}  # thresholds and slopes of its masks
 
     # ---- the algorithm -----------------------------------------------------------------------------------------------
 
@@ -234,7 +234,7 @@ class CPG(OwnedNetwork):
 
     def train_and_pick(self, task: Task, fit: Fit) -> None:
         """Train the free weights, and learn with the scores which of the owned ones to read."""
-        if not self._owned:
+        if not self._picking:
             self.claim_free_weights(task)
         self._announce()
         fit()
@@ -319,7 +319,7 @@ class CPG(OwnedNetwork):
         for layer, weight in self.weights().items():
             free = self.owners[layer] == 0
             thresholds = torch.full_like(weight.detach(), self.threshold).masked_fill_(free, -math.inf)  # always on
-            self._owned[layer] = thresholds, weight.detach().masked_fill(free, 0)
+            self._picking[layer] = thresholds, weight.detach().masked_fill(free, 0)
 
     def _finish(self, record: TaskRecord) -> None:
         super()._finish(record)
@@ -339,7 +339,7 @@ class CPG(OwnedNetwork):
         for layer, weight in self.weights().items():
             scores: Tensor = self.masks.score(task_id, layer)
             scores = scores if self._stage is None else scores.detach()
-            tensors[self.names[layer]] = masked_above(weight, scores, *self._owned[layer])
+            tensors[self.names[layer]] = masked_above(weight, scores, *self._picking[layer])
         return self.learn_with(x, tensors)
 
     def reads(self, layer: str, task_id: int) -> Tensor:
@@ -445,7 +445,7 @@ class CPG(OwnedNetwork):
     def _leave(self, snapshot: Snapshot | None) -> None:
         for undo in self._before if snapshot is not None else ():
             undo()
-        self.alone, self._stage, self._before, self._owned = None, None, [], {}
+        self.alone, self._stage, self._before, self._picking = None, None, [], {}
         super()._leave(snapshot)
 
     def _announce(self) -> None:
