@@ -97,6 +97,7 @@ NO_PROSE_DIRECTIVES = {"math", "code", "code-block", "code-cell", "literalinclud
 NO_RESULT = re.compile(
     r"\b(?:Python|PyTorch|torch|version|Section|Sec\.|§|Equation|Eq\.|Figure|Table|CC BY|MIT)[ \u00a0]v?\d+(?:\.\d+)*"
     r"|\b\d{4}\.\d{4,5}\b"  # arXiv
+    r"|\b95 ?%[ \u00a0](?:confidence )?intervals?\b"  # a level is chosen, not measured
 )
 RESULT = re.compile(
     r"(?<![\w.])\d*[.,]?\d+\s*(?:%|\\%|per ?cent\b|percentage)|(?<![\w.])\d*\.\d+(?![\w.]*\w)", re.IGNORECASE
@@ -154,6 +155,9 @@ def test_numbers_in_prose_come_from_the_run(page: Path) -> None:
         ("```{note}\nFirst.\n```\nThen 0.95 there.\n```{note}\nLast.\n```", ["0.95"]),
         ("````{exercise}\n```python\nlr = 0.1\n```\nwhy 0.7?\n````", ["0.7"]),
         (":::{figure} a.svg\n:width: 50%\nIt falls by 12 %.\n:::", ["12 %"]),
+        ("half of its 95 % interval, a 95 % confidence interval", []),
+        ("an interval of 95 % of the cases", ["95 %"]),
+        ("a 90 % interval", ["90 %"]),
         ("$$\na = 0.5\n$$", []),
         ("arXiv 1801.01423, Python 3.11, Section 4.2, 1,797 images", []),
         ("[1801.01423](https://arxiv.org/abs/1801.01423v3)", []),
