@@ -33,8 +33,11 @@ import copy
 import importlib
 import math
 import pkgutil
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType, ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -153,8 +156,10 @@ def number(answer: Any, what: str = "The answer") -> float:
     return float(value.reshape(()))
 
 
-def array(answer: Any, shape: Sequence[int] | None = None, what: str = "The answer") -> NDArray[np.float64]:
-    """The answer as an array of finite numbers, and of the given shape."""
+def array(
+    answer: Any, shape: Sequence[int] | None = None, what: str = "The answer", gaps: bool = False
+) -> NDArray[np.float64]:
+    """The answer as an array of finite numbers, and of the given shape. With `gaps` entries may be NaN."""
     if answer is None:
         raise Hint(f"{what} is None. Does your function return what it computed?")
     if callable(answer):
@@ -170,31 +175,49 @@ def array(answer: Any, shape: Sequence[int] | None = None, what: str = "The answ
         raise Hint(f"{what} is {_kind(answer)}; numbers are asked for.") from None
     if shape is not None and value.shape != tuple(shape):
         raise Hint(f"{what} should have the shape {tuple(shape)}; yours has {value.shape}.")
-    if not np.isfinite(value).all():
+    if not (np.isfinite(value) | (gaps & np.isnan(value))).all():
         raise Hint(f"{what} holds NaN or infinity. A division by zero, or an entry that was never measured?")
     return value
 
 
+def plain(word: str) -> str:
+    """A word as it is compared: small letters and digits alone, with ++ written as pp, as in `minicl.DERpp`."""
+    return re.sub(r"[^a-z0-9]", "", word.lower().replace("++", "pp"))
+
+
 def text(answer: Any, allowed: Sequence[str], what: str = "The answer") -> str:
-    """The answer as one of the `allowed` words, which capitals and spaces at its ends do not change."""
-    if not isinstance(answer, str) or answer.strip().lower() not in allowed:
-        shown = repr(answer) if isinstance(answer, (str, int, float, type(None))) else f"a {type(answer).__name__}"
-        raise Hint(f"{what} is {shown}; allowed: {', '.join(map(repr, allowed))}.")
-    return answer.strip().lower()
+    """The answer as one of the `allowed` words, as it stands there.
+
+    Capitals, spaces and hyphens make no difference, nor does the ending of a scenario, as in "Domain-IL".
+    """
+    words = {plain(word): word for word in allowed}
+    given = plain(answer) if isinstance(answer, str) else ""
+    for spelled in (given, re.sub(r"(il|incremental)$", "", given)):
+        if spelled in words:
+            return words[spelled]
+    shown = repr(answer) if isinstance(answer, (str, int, float, type(None))) else f"a {type(answer).__name__}"
+    raise Hint(f"{what} is {shown}; allowed: {', '.join(map(repr, allowed))}.")
 
 
-def texts(answer: Any, right: Mapping[str, str], holds: str = "", what: str = "The name for {}") -> dict[str, str]:
-    """The answer as a dictionary with the keys of `right`, and for each key one of the words that are values there.
+def texts(
+    answer: Any,
+    right: Mapping[str, Any],
+    holds: str = "",
+    what: str = "The name for {}",
+    allowed: Sequence[str] = (),
+) -> dict[str, str]:
+    """The answer as a dictionary with the keys of `right`, and for each key one of the allowed words.
 
     Args:
         holds: what such a dictionary holds, for the hint; by default its keys, and a name for each.
         what: what the word of a key is called, with {} for the key.
+        allowed: words; by default those that are values of `right`.
     """
     if not isinstance(answer, Mapping) or set(answer) != set(right):
         *others, last = (f'"{key}"' for key in right)
         holds = holds or f"the keys {', '.join(others)} and {last}, and a name for each"
         raise Hint(f"The answer should be a dictionary with {holds}.")
-    allowed = sorted(set(right.values()))
+    allowed = allowed or sorted(set(right.values()))
     return {key: text(answer[key], allowed, what.format(key)) for key in right}
 
 
@@ -220,10 +243,47 @@ def call(function: Any, *arguments: Any, what: str = "Your function") -> Any:
     return value
 
 
+def without(module: ModuleType, answer: Any) -> Any:
+    """The reader's function, which may not call the functions of `module`: one of them is what is to be written."""
+    if not callable(answer):
+        return answer
+
+    def watched(*given: Any) -> Any:
+        called = False
+
+        def look(frame: FrameType, event: str, _: Any) -> None:
+            nonlocal called
+            called |= event == "call" and frame.f_globals.get("__name__") == module.__name__
+
+        before = sys.getprofile()
+        sys.setprofile(look)
+        try:
+            value = answer(*given)
+        finally:
+            sys.setprofile(before)
+        if called:
+            raise Hint(
+                f"Your function calls {module.__name__}, which has the answer ready. Write it yourself, from the "
+                "equation.",
+                mistake="the package's own",
+            )
+        return value
+
+    return watched
+
+
 # ---- judging it ----------------------------------------------------------------------------------------------------
 
 Mistakes = Mapping[str, tuple[Any, str]]
-"""Wrong answers that people really give: name -> (the wrong number, or the function that computes it, hint)."""
+"""Wrong answers that people really give: name -> (the wrong number, or the function that computes it, hint).
+
+Where a mistake is made in several ways, a tuple of them stands in the first place.
+"""
+
+
+def _ways(wrong: Any) -> tuple[Any, ...]:
+    return wrong if isinstance(wrong, tuple) else (wrong,)
+
 
 USUAL = {
     "wrong sign": (-1.0, "The size is right, the sign is not. Which of the two is subtracted from which?"),
@@ -232,13 +292,13 @@ USUAL = {
 """Mistakes that any number can suffer from: name -> (the factor, hint)."""
 
 
-def is_number(answer: Any, right: float, mistakes: Mapping[str, tuple[float, str]], tolerance: float = 1e-6) -> None:
+def is_number(answer: Any, right: float, mistakes: Mistakes, tolerance: float = 1e-6) -> None:
     """Hint unless the answer is the number `right`, to within `tolerance`, relative and absolute."""
     value = number(answer)
     if close(value, right, tolerance):
         return
     for name, (wrong, words) in mistakes.items():
-        if close(value, wrong, tolerance):
+        if any(close(value, way, tolerance) for way in _ways(wrong)):
             raise Hint(words, mistake=name)
     for name, (factor, words) in USUAL.items():
         if close(value, factor * right, tolerance):
@@ -257,7 +317,7 @@ def compare(
     answer: Any,
     right: Callable[..., Any],
     cases: Sequence[tuple[Any, ...]],
-    mistakes: Mapping[str, tuple[Callable[..., Any], str]],
+    mistakes: Mistakes,
     tolerance: float = 1e-5,
 ) -> None:
     """Hint unless the function `answer` returns what `right` returns, for every one of the `cases`.
@@ -274,12 +334,12 @@ def compare(
     def explains(wrong: Callable[..., Any]) -> bool:
         try:
             made = [array(wrong(*copy.deepcopy(case))) for case in cases]
-        except Hint:  # NaN, for example: not what the answer gives
+        except (Hint, ArithmeticError):  # NaN, for example: not what the answer gives
             return False
         return all(m.shape == v.shape and close(m, v, tolerance) for m, (v, _) in zip(made, values, strict=True))
 
     for name, (wrong, words) in mistakes.items():
-        if explains(wrong):
+        if any(map(explains, _ways(wrong))):
             raise Hint(words, mistake=name)
     for name, (factor, words) in USUAL.items():
         if all(close(value, factor * expected, tolerance) for value, expected in values):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .. import METHODS
-from . import Hint, call, compare, exercise, text
+from . import Hint, call, compare, exercise, texts
 
 NEEDS = {
     "exact and small": (
@@ -27,10 +27,10 @@ NEEDS = {
 @exercise("comparison-1")
 def which_method(answer: Any) -> str:
     """A dictionary from "exact and small", "exact and endless", "no id" to the name of a method each."""
-    if not isinstance(answer, dict) or set(answer) != set(NEEDS):
-        raise Hint(f"The answer should be a dictionary with a method for each of {', '.join(map(repr, NEEDS))}.")
+    holds = f"a method for each of {', '.join(map(repr, NEEDS))}"
+    given = texts(answer, NEEDS, holds, "Your answer to {!r}", sorted(METHODS))
     for need, (right, hint) in NEEDS.items():
-        name = text(answer[need], sorted(METHODS), f"Your answer to {need!r}")
+        name = given[need]
         if (need, name) == ("no id", "agem"):
             raise Hint(
                 "A-GEM keeps pictures too, but as a fence, not to learn from. How far did it get in Class-IL?",
@@ -117,12 +117,24 @@ def still_free(answer: Any) -> str:
         cases=cases,
         mistakes={
             "share of the whole": (
-                lambda p, T: max(0.0, 1 - p * T),
+                (lambda p, T: max(0.0, 1 - p * T), lambda p, T: 1 - p * T),
                 "Each task takes a share of what is *free*, not of the whole network.",
             ),
             "what is used": (lambda p, T: 1 - (1 - p) ** T, "That is what is used. How much is left?"),
-            "what the last one got": (lambda p, T: p**T, "After the first task 1 - p is free, not p."),
+            "p for 1 - p": (
+                (lambda p, T: p**T, lambda p, T: 1 - p**T),
+                "After the first task 1 - p is free, not p.",
+            ),
+            "what the last one got": (
+                lambda p, T: p * (1 - p) ** (T - 1),
+                "That is the share that the last task got. What is left after it?",
+            ),
             "one task too few": (lambda p, T: (1 - p) ** (T - 1), "That is what the last of the T tasks found."),
+            "one task too many": (lambda p, T: (1 - p) ** (T + 1), "T tasks have taken their share, not T + 1."),
+            "times": (
+                (lambda p, T: (1 - p) * T, lambda p, T: (1 - p) / T, lambda p, T: 1 - p),
+                "What is free after two tasks is 1 - p of 1 - p. How does it go on?",
+            ),
         },
     )
     return "It never reaches zero, and that is no comfort: the twentieth task gets a share of nearly nothing."

@@ -169,6 +169,8 @@ def freeze_first(answer: Any) -> str:
     for n in range(4):
         learner = FineTune(mlp(6, 5, 5, 5, dropout=0.1))
         layers = [module for module in learner.backbone.modules() if isinstance(module, nn.Linear)]
+        optimizer = _optimizer(learner)
+        _train(learner, optimizer)  # task 1: there is a velocity by now
         before = [layer.weight.detach().clone() for layer in layers]
         _freeze(answer, learner, n)
         layers = [module for module in learner.backbone.modules() if isinstance(module, nn.Linear)]
@@ -178,9 +180,16 @@ def freeze_first(answer: Any) -> str:
             raise Hint(
                 "The weights themselves changed. Freezing keeps them as they are.", mistake="changes the weights"
             )
-        moved = _moved(learner, layers)
+        moved = _moved(learner, layers, optimizer)
         if moved == [i >= n for i in range(3)]:
             continue
+        if [layer.weight.requires_grad for layer in layers] == [i >= n for i in range(3)]:
+            raise Hint(
+                f"With n={n}, the first layers get no gradient any more, and they move all the same: the optimiser of "
+                "the first task still holds them, with a velocity, and weight decay pulls as well. How are they taken "
+                "out of its reach?",
+                mistake="the gradient alone",
+            )
         if all(moved):
             raise Hint(f"With n={n}, every layer still moves when the network is trained.", mistake="nothing is frozen")
         if n == 2 and moved == [False, True, True]:
@@ -212,16 +221,23 @@ def _freeze(answer: Any, learner: FineTune, n: int) -> None:
         ) from error
 
 
-def _moved(learner: FineTune, layers: list[nn.Linear]) -> list[bool]:
-    """Which layers an optimiser with momentum and weight decay moves."""
-    before = [copy.deepcopy(layer.weight.detach()) for layer in layers]
+def _optimizer(learner: FineTune) -> torch.optim.Optimizer | None:
     weights = [p for p in learner.parameters() if p.requires_grad]
-    if weights:
-        optimizer = torch.optim.SGD(weights, lr=0.1, momentum=0.9, weight_decay=0.1)
-        for _ in range(3):
-            optimizer.zero_grad()
-            output = learner.backbone(torch.randn(8, 6))
-            if output.requires_grad:
-                output.square().mean().backward()
-                optimizer.step()
+    return torch.optim.SGD(weights, lr=0.1, momentum=0.9, weight_decay=0.1) if weights else None
+
+
+def _train(learner: FineTune, optimizer: torch.optim.Optimizer | None) -> None:
+    for _ in range(3 if optimizer else 0):
+        optimizer.zero_grad(set_to_none=False)  # type: ignore[union-attr]
+        output = learner.backbone(torch.randn(8, 6))
+        if output.requires_grad:
+            output.square().mean().backward()
+        optimizer.step()  # type: ignore[union-attr]
+
+
+def _moved(learner: FineTune, layers: list[nn.Linear], optimizer: torch.optim.Optimizer | None) -> list[bool]:
+    """Which layers move under momentum and weight decay, by the optimiser that is there or by a new one."""
+    before = [copy.deepcopy(layer.weight.detach()) for layer in layers]
+    _train(learner, optimizer)
+    _train(learner, _optimizer(learner))
     return [not torch.equal(layer.weight, old) for layer, old in zip(layers, before, strict=True)]

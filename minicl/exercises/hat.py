@@ -47,7 +47,39 @@ def temperature(answer: Any) -> str:
         lambda b, B, s_max: hat.temperature((b - 1) / (B - 1), s_max),
         cases,
         mistakes={
-            "s instead of the temperature": (_s, "You return s. The temperature is one over it."),
+            "s instead of the temperature": (
+                (
+                    _s,
+                    lambda b, B, s_max: 1 / s_max + (s_max - 1 / s_max) * (b - 1) / B,
+                    lambda b, B, s_max: 1 / s_max + (s_max - 1 / s_max) * b / (B - 1),
+                    lambda b, B, s_max: 1 / s_max + (s_max - 1 / s_max) * b / B,
+                ),
+                "You return s. The temperature is one over it.",
+            ),
+            "b over B": (
+                (
+                    lambda b, B, s_max: 1 / (1 / s_max + (s_max - 1 / s_max) * b / B),
+                    lambda b, B, s_max: 1 / (s_max * b / B),
+                ),
+                "The last batch reaches s_max, but the first one starts too late. What has s to be at b = 1?",
+            ),
+            "starts at one": (
+                lambda b, B, s_max: 1 / (1 + (s_max - 1) * (b - 1) / (B - 1)),
+                "Your s rises from 1. It should start far softer: at 1/s_max.",
+            ),
+            "too far": (
+                lambda b, B, s_max: 1 / (1 / s_max + s_max * (b - 1) / (B - 1)),
+                "Your s ends above s_max. From 1/s_max to s_max, how long is the way?",
+            ),
+            "a bracket is missing": (
+                (
+                    lambda b, B, s_max: 1 / (1 / s_max + s_max - 1 / s_max * (b - 1) / (B - 1)),
+                    lambda b, B, s_max: 1 / (1 / s_max + (s_max - 1 / s_max) * b - 1 / (B - 1)),
+                    lambda b, B, s_max: 1 / (1 / s_max + (s_max - 1 / s_max) * (b - 1) / B - 1),
+                    lambda b, B, s_max: 1 / 1 / s_max + (s_max - 1 / s_max) * (b - 1) / (B - 1),
+                ),
+                "Look at the brackets: division and multiplication come before the minus.",
+            ),
             "counted from 0": (
                 lambda b, B, s_max: 1 / (1 / s_max + (s_max - 1 / s_max) * b / (B - 1)),
                 "The first batch has b = 1 and must get s = 1/s_max. Yours is one batch ahead.",
@@ -244,12 +276,17 @@ def gate(answer: Any) -> str:
 @exercise("hat-8")
 def compress(answer: Any) -> str:
     """A function of a stream that returns a minicl.HAT trained on its first task, with at most half of its units."""
-    stream = permuted("digits", 1, seed=7)
+    stream = permuted("digits", 2, seed=7)
     learner = call(answer, stream)
     if not isinstance(learner, HAT):
         raise Hint(f"Your function returns a {type(learner).__name__}; it should return the minicl.HAT.", "no HAT")
     if stream[0].id not in learner.learned:
         raise Hint("The learner has not learned the first task of the stream.", mistake="not trained")
+    if len(learner.learned) > 1:
+        raise Hint(
+            "The learner has learned the other tasks of the stream as well. Only the first is to be compressed.",
+            mistake="all tasks",
+        )
     layers = learner.capacity()["layers"].values()
     used = sum(layer["claimed"][stream[0].id] for layer in layers) / sum(layer["units"] for layer in layers)
     right = evaluate(learner, stream[0], "valid")

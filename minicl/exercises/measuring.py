@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from .. import metrics
-from . import Hint, array, call, close, compare, exercise, is_number, number
+from . import Hint, array, call, close, compare, exercise, is_number, number, without
 
 Array = NDArray[np.float64]
 
@@ -40,9 +40,29 @@ def by_hand(answer: Any) -> str:
                 -metrics.forgetting(R),
                 "You compare with the best moment: forgetting, its sign turned. BWT compares with the diagonal.",
             ),
-            "first column only": (
-                R[-1, 0] - R[0, 0],
-                "That is task 0 alone. BWT is the mean over all tasks but the last.",
+            "one task only": (
+                (R[-1, 0] - R[0, 0], R[-1, 1] - R[1, 1]),
+                "That is one task alone. BWT is the mean over all tasks but the last.",
+            ),
+            "forgetting": (
+                metrics.forgetting(R),
+                "That is forgetting, F. BWT compares with the diagonal, and what is lost counts below zero.",
+            ),
+            "last column": (
+                float((R[:-1, -1] - np.diag(R)[:-1]).mean()),
+                "You took the last column. What the network knows in the end stands in the last row.",
+            ),
+            "every later moment": (
+                float(np.mean([R[1, 0] - R[0, 0], R[2, 0] - R[0, 0], R[2, 1] - R[1, 1]])),
+                "You compare every later moment with the diagonal. BWT looks at the end alone.",
+            ),
+            "the first row": (
+                float((R[-1] - R[0])[:-1].mean()),
+                "You compare with the first row. Each task is compared with the moment when it had just been learned.",
+            ),
+            "ACC": (
+                float(R[-1].mean()),
+                "That is ACC, the mean of the last row. From what is it to be taken off?",
             ),
             "sum": (
                 2 * metrics.backward_transfer(R),
@@ -59,7 +79,7 @@ def forward_transfer(answer: Any) -> str:
     """FWT as a function of R, shape (T, T), and b, shape (T,), the accuracies at random initialisation: a number."""
     cases = [(R, torch.rand(len(R), dtype=torch.float64).numpy()) for (R,) in _matrices()]
     compare(
-        answer,
+        without(metrics, answer),
         metrics.forward_transfer,
         cases,
         mistakes={
@@ -100,7 +120,7 @@ def forgetting(answer: Any) -> str:
         return np.where(np.isnan(R), -math.inf, R)
 
     def number_of(R: Array) -> float:
-        value = call(answer, R)
+        value = call(without(metrics, answer), R)
         if isinstance(value, (float, np.floating)) and math.isnan(value) and np.isnan(R).any():
             raise Hint(
                 "It returns NaN where R holds NaN. A moment at which a task had no head is left out of the maximum.",
@@ -142,8 +162,14 @@ def forgetting(answer: Any) -> str:
 @exercise("measuring-4")
 def hidden(answer: Any) -> str:
     """An accuracy matrix of three tasks with BWT of at least 0 and forgetting of at least 0.2: shape (3, 3)."""
-    R = array(answer, (3, 3), "Your matrix")
-    if R.max() > 1 or R.min() < 0:
+    R = array(answer, (3, 3), "Your matrix", gaps=True)
+    if np.isnan(R[np.tril_indices(3)]).any():
+        raise Hint(
+            "NaN may stand above the diagonal, where a task had no head yet. From the diagonal on every task has been "
+            "learned, and has an accuracy.",
+            mistake="NaN below",
+        )
+    if np.nanmax(R) > 1 or np.nanmin(R) < 0:
         raise Hint("Accuracies are shares between 0 and 1; some of yours are not.", mistake="no accuracies")
     backward, lost = metrics.backward_transfer(R), metrics.forgetting(R)
     if backward < -1e-9:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..isolation.packnet import keep_mask, used_by
-from . import Hint, compare, exercise, number, text
+from . import Hint, compare, exercise, is_number, text
 
 STEPS = ["train", "prune", "re-train", "freeze"]
 
@@ -41,12 +41,21 @@ def _most(weight: Tensor, keep_ratio: float, among: Tensor) -> Tensor:
     return _largest(weight, round(keep_ratio * weight.numel()), among) & among
 
 
-def _largest(weight: Tensor, n: int, among: Tensor) -> Tensor:
-    """A mask of the n largest weights in `among`."""
-    size = torch.where(among, weight.abs(), -1.0).flatten()
+def _kept(keep_ratio: float, among: Tensor) -> int:
+    n = int(among.sum())
+    return n - round((1 - keep_ratio) * n)
+
+
+def _largest(weight: Tensor, n: int, among: Tensor, size: Tensor | None = None) -> Tensor:
+    """A mask of the n largest weights in `among`; by size, or by what is given as one."""
+    size = (torch.where(among, weight.abs(), -1.0) if size is None else size).flatten()
     kept = torch.zeros_like(size, dtype=torch.bool)
     kept[size.argsort(descending=True)[:n]] = True
     return kept.view_as(among)
+
+
+def _of_all(weight: Tensor, n: int) -> Tensor:
+    return _largest(weight, n, torch.ones_like(weight, dtype=torch.bool))
 
 
 @exercise("packnet-2")
@@ -68,11 +77,26 @@ def mask(answer: Any) -> str:
                 "You keep the smallest weights and release the largest.",
             ),
             "without the sign": (
-                lambda weight, keep_ratio, among: keep_mask(weight - weight.min() + 1, keep_ratio, among),
+                (
+                    lambda weight, keep_ratio, among: keep_mask(weight - weight.min() + 1, keep_ratio, among),
+                    lambda weight, keep_ratio, among: _largest(
+                        weight, _kept(keep_ratio, among), among, torch.where(among, weight, -1.0)
+                    ),
+                    lambda weight, keep_ratio, among: _largest(
+                        weight, _kept(keep_ratio, among), among, torch.where(among, weight, 0.0)
+                    ),
+                    lambda weight, keep_ratio, among: keep_mask(weight - weight.min() + 1, keep_ratio),
+                    lambda weight, keep_ratio, among: keep_mask(weight - weight.min() + 1, keep_ratio) & among,
+                ),
                 "A weight of -3 matters as much as one of 3. Look at what you sort by.",
             ),
             "everything is in question": (
-                lambda weight, keep_ratio, among: keep_mask(weight, keep_ratio),
+                (
+                    lambda weight, keep_ratio, among: keep_mask(weight, keep_ratio),
+                    lambda weight, keep_ratio, among: _of_all(weight, round(keep_ratio * weight.numel())),
+                    lambda weight, keep_ratio, among: _of_all(weight, int(keep_ratio * weight.numel())),
+                    lambda weight, keep_ratio, among: _of_all(weight, _kept(keep_ratio, among)),
+                ),
                 "Weights outside `among` belong to earlier tasks, and yours claims some of them.",
             ),
             "masked too late": (
@@ -286,40 +310,40 @@ def bytes_for_owners(answer: Any) -> str:
 
 @exercise("packnet-7")
 def drift(answer: Any) -> str:
-    """A frozen weight after the steps of the story, if only its gradient is masked: a number."""
-    theta, velocity, lr, momentum, decay = 2.0, 0.5, 0.1, 0.9, 0.01
-    moved = {}
-    for name, v, d in (("both", velocity, decay), ("no momentum", 0.0, decay), ("no decay", velocity, 0.0)):
-        w = theta
-        for _ in range(2):
+    """A frozen weight after the steps of the story, if only its gradient is masked: a number, to three decimals."""
+    weight, velocity, lr, momentum, decay = 2.0, 0.5, 0.5, 0.9, 0.1
+
+    def after(steps: int, v: float = velocity, d: float = decay) -> float:
+        w = weight
+        for _ in range(steps):
             v = momentum * v + d * w
             w -= lr * v
-        moved[name] = w
-    value = number(answer)
-    hints = {
-        "no momentum": "You let weight decay pull, but the velocity that is left from the task before pushes too.",
-        "no decay": "You let the old velocity push, but weight decay pulls as well: it joins the gradient of zero.",
-    }
-    if abs(value - theta) < 1e-6:
-        raise Hint(
-            "A gradient of zero is not a step of zero. Write out what SGD does with it.", mistake="does not move"
-        )
-    for name, words in hints.items():
-        if abs(value - moved[name]) < 1e-6:
-            raise Hint(words, mistake=name)
-    w, v = theta, momentum * velocity + decay * theta
-    if abs(value - (w - lr * v)) < 1e-6:
-        raise Hint("That is after one step. Two are taken.", mistake="one step")
-    pulled = theta - lr * (v + momentum * v + decay * theta)
-    if abs(value - pulled) < 1e-6:
-        raise Hint(
-            "Near, but not there. Weight decay pulls at the weight as it is now, not as it was at the start. (If you "
-            "have only rounded: give six digits.)",
-            mistake="decay of the old weight",
-        )
-    up = theta + (theta - moved["both"])
-    if abs(value - up) < 1e-6:
-        raise Hint("The way is as long as it should be, but a step goes against the velocity.", mistake="uphill")
-    if abs(value - moved["both"]) > 1e-6:
-        raise Hint(f"{value:.6g} is too {'large' if value > moved['both'] else 'small'}. Take the steps one at a time.")
+        return w
+
+    first = momentum * velocity + decay * weight
+    is_number(
+        answer,
+        after(2),
+        mistakes={
+            "does not move": (weight, "A gradient of zero is not a step of zero. Write out what SGD does with it."),
+            "no momentum": (
+                after(2, v=0.0),
+                "You let weight decay pull, but the velocity that is left from the task before pushes too.",
+            ),
+            "no decay": (
+                after(2, d=0.0),
+                "You let the old velocity push, but weight decay pulls as well: it joins the gradient of zero.",
+            ),
+            "one step": (after(1), "That is after one step. Two are taken."),
+            "decay of the old weight": (
+                weight - lr * (first + momentum * first + decay * weight),
+                "Near, but not there. Weight decay pulls at the weight as it is now, not as it was at the start.",
+            ),
+            "uphill": (
+                2 * weight - after(2),
+                "The way is as long as it should be, but a step goes against the velocity.",
+            ),
+        },
+        tolerance=4e-4,  # three decimals
+    )
     return "So PackNet does not trust the gradient: it clears the optimiser's memory, or puts the weight back."

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..metrics import learning_curve_area
 from . import Hint, compare, exercise, number, texts
 
 MOVES = {
@@ -182,15 +183,33 @@ def transfer(answer: Any) -> str:
         cases.append(((torch.rand(n) * 0.6 + 0.3).tolist(), alone.tolist()))
     compare(
         answer,
-        lambda curve, alone: float(np.mean(curve) / np.mean(alone)),
+        lambda curve, alone: learning_curve_area(curve) / learning_curve_area(alone),
         cases,
         mistakes={
+            "a mean of all values": (
+                lambda curve, alone: float(np.mean(curve) / np.mean(alone)),
+                "You take the mean of the values. Between two of them the curve is a line: at both ends of the curve, "
+                "how much of a value counts?",
+            ),
+            "steps": (
+                (
+                    lambda curve, alone: float(np.mean(curve[1:]) / np.mean(alone[1:])),
+                    lambda curve, alone: float(np.mean(curve[:-1]) / np.mean(alone[:-1])),
+                ),
+                "You draw steps: between two values the curve has only one of them. Its area takes the mean of both.",
+            ),
             "upside down": (
-                lambda curve, alone: float(np.mean(alone) / np.mean(curve)),
+                (
+                    lambda curve, alone: learning_curve_area(alone) / learning_curve_area(curve),
+                    lambda curve, alone: float(np.mean(alone) / np.mean(curve)),
+                ),
                 "Above one should mean that the earlier columns helped.",
             ),
             "a difference": (
-                lambda curve, alone: float(np.mean(curve) - np.mean(alone)),
+                (
+                    lambda curve, alone: learning_curve_area(curve) - learning_curve_area(alone),
+                    lambda curve, alone: float(np.mean(curve) - np.mean(alone)),
+                ),
                 "That is the difference of the areas. The score is their ratio.",
             ),
             "the end alone": (
@@ -219,7 +238,8 @@ def adapter(answer: Any) -> str:
     cases = []
     for columns, batch, n_in, hidden, n_out in ((3, 4, 2, 5, 3), (1, 3, 4, 2, 2), (2, 5, 3, 4, 6)):
         earlier = [torch.randn(batch, n_in) for _ in range(columns)]
-        cases.append((torch.randn(n_out, hidden), torch.randn(hidden, columns * n_in), 0.3, earlier))
+        U, V = torch.randn(n_out, hidden), torch.randn(hidden, columns * n_in)
+        cases += [(U, V, alpha, earlier) for alpha in (0.3, -1.7)]
 
     def together(earlier: list[Tensor]) -> Tensor:
         return torch.cat(list(earlier), 1)
@@ -236,6 +256,10 @@ def adapter(answer: Any) -> str:
             "no f": (
                 lambda U, V, alpha, earlier: alpha * together(earlier) @ V.T @ U.T,
                 "Without f between them, U V is one linear map, and Eq. 2 is Eq. 1 again.",
+            ),
+            "alpha outside f": (
+                lambda U, V, alpha, earlier: alpha * torch.relu(together(earlier) @ V.T) @ U.T,
+                "alpha stands inside f. For a number above zero that makes no difference. Which alpha did you not try?",
             ),
             "f outside": (
                 lambda U, V, alpha, earlier: torch.relu(alpha * together(earlier) @ V.T @ U.T),

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Hint, compare, exercise, text
+from . import Hint, compare, exercise, texts
 
 SOURCES = {
     "ewc": "predictions",
@@ -18,7 +18,6 @@ SOURCES = {
     "vcl": "posterior",
     "agscl": "activations",
 }
-WHERE = sorted(SOURCES.values())
 
 HINTS = {
     "ewc": "What is squared in EWC's importance: the gradient of which function?",
@@ -33,10 +32,9 @@ HINTS = {
 @exercise("regularization-1")
 def where_from(answer: Any) -> str:
     """A dictionary from "ewc", "si", "mas", "lwf", "vcl", "agscl" to where the importances come from: a word each."""
-    if not isinstance(answer, dict) or set(answer) != set(SOURCES):
-        raise Hint(f"The answer should be a dictionary with a word for each of {', '.join(SOURCES)}.")
+    given = texts(answer, SOURCES, f"a word for each of {', '.join(SOURCES)}", "Your answer to {}")
     for method, right in SOURCES.items():
-        if text(answer[method], WHERE, f"Your answer to {method}") != right:
+        if given[method] != right:
             raise Hint(HINTS[method], mistake=f"{method} wrong")
     return "One of them has no importances at all: it holds answers, not weights."
 
@@ -95,6 +93,16 @@ def fisher_of_logistic_regression(answer: Any) -> str:
             "square of the mean": (
                 lambda x, p: ((p * (1 - p)).sqrt()[:, None] * x).mean(0) ** 2,
                 "You square a mean. The gradients of single images must be squared before they are averaged.",
+            ),
+            "the batch's gradient": (
+                (
+                    lambda x, p: _fisher(x, p) / len(x),
+                    lambda x, p: ((p * (1 - p))[:, None] * x).mean(0) ** 2,
+                    lambda x, p: ((1 - p)[:, None] * x).mean(0) ** 2,
+                    lambda x, p: (p[:, None] * x).mean(0) ** 2,
+                ),
+                "You square the gradient of the batch, in which the images have been averaged already. Square the "
+                "gradient of each image, then take the mean.",
             ),
             "not squared": (
                 lambda x, p: ((p * (1 - p))[:, None] * x).mean(0),

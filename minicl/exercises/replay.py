@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Hint, compare, exercise, text
+from . import Hint, compare, exercise, texts
 
 USES = {"er": "batch", "agem": "average", "gem": "each", "derpp": "answers"}
 
@@ -23,9 +23,7 @@ HINTS = {
 @exercise("replay-1")
 def what_for(answer: Any) -> str:
     """A dictionary from "er", "agem", "gem", "derpp" to what old samples are used for: a word each."""
-    if not isinstance(answer, dict) or set(answer) != set(USES):
-        raise Hint(f"The answer should be a dictionary with a word for each of {', '.join(USES)}.")
-    given = {method: text(answer[method], sorted(USES.values()), f"Your answer to {method}") for method in USES}
+    given = texts(answer, USES, f"a word for each of {', '.join(USES)}", "Your answer to {}")
     if (given["gem"], given["agem"]) == (USES["agem"], USES["gem"]):
         raise Hint("GEM and A-GEM are the wrong way round. Which of them is the cheap one?", mistake="gem and a-gem")
     for method, right in USES.items():

@@ -12,7 +12,7 @@ from ..learner import Learner
 from ..networks import mlp
 from ..tasks import SCENARIOS, Task, TaskStream
 from ..training import run
-from . import Hint, call, compare, exercise, text
+from . import Hint, call, compare, exercise, texts
 
 SITUATIONS = {"a": "domain", "b": "class", "c": "task", "d": "domain", "e": "task", "f": "class"}
 
@@ -35,12 +35,12 @@ WHY_NOT = {
 @exercise("scenarios-1")
 def situations(answer: Any) -> str:
     """Which scenario is it? A dictionary from the letters "a" to "f" to "task", "domain" or "class"."""
-    if not isinstance(answer, dict) or set(answer) != set(SITUATIONS):
-        raise Hint('The answer should be a dictionary with a word for each letter: {"a": "...", ..., "f": "..."}.')
+    holds = 'a word for each letter: {"a": "...", ..., "f": "..."}'
+    given = texts(answer, SITUATIONS, holds, "Your answer to {}", SCENARIOS)
     for letter, right in SITUATIONS.items():
-        given = text(answer[letter], SCENARIOS, f"Your answer to {letter}")
-        if given != right:
-            raise Hint(f"Look again at {letter}. {WHY_NOT[right, given]}", mistake=f"{right} taken for {given}")
+        if given[letter] != right:
+            words = f"Look again at {letter}. {WHY_NOT[right, given[letter]]}"
+            raise Hint(words, mistake=f"{right} taken for {given[letter]}")
     return "Two questions sort them all: is the task told, and do the answers become more?"
 
 

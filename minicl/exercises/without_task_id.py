@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Hint, compare, exercise, text
+from . import Hint, compare, exercise, texts
 
 KEPT = {"packnet": "masks", "icarl": "images", "slda": "means", "generative": "generator"}
 
@@ -22,9 +22,7 @@ HINTS = {
 @exercise("without_task_id-1")
 def what_is_kept(answer: Any) -> str:
     """A dictionary from "packnet", "icarl", "slda", "generative" to what each keeps of old tasks: a word each."""
-    if not isinstance(answer, dict) or set(answer) != set(KEPT):
-        raise Hint(f"The answer should be a dictionary with a word for each of {', '.join(KEPT)}.")
-    given = {method: text(answer[method], sorted(KEPT.values()), f"Your answer to {method}") for method in KEPT}
+    given = texts(answer, KEPT, f"a word for each of {', '.join(KEPT)}", "Your answer to {}")
     for method, right in KEPT.items():
         if given[method] != right:
             raise Hint(HINTS[method], mistake=f"{method} wrong")

@@ -20,7 +20,7 @@ import torch
 
 import minicl
 from minicl import exercises
-from minicl.exercises import Hint, Verdict, call, compare, is_number, is_text, number
+from minicl.exercises import Hint, Verdict, call, compare, is_number, is_text, number, text
 
 FOLDER = Path(__file__).parent / "exercises"
 NAMES = [name for chapter in exercises.chapters() for name in exercises.exercises(chapter)]
@@ -209,6 +209,22 @@ def test_is_text_ignores_capitals_and_lists_what_is_allowed() -> None:
     with pytest.raises(Hint, match=r"^no$") as caught:
         is_text("task", "class", {"task": "no"})
     assert caught.value.mistake == "task"
+
+
+def test_words_may_be_written_as_people_write_them() -> None:
+    allowed = ["derpp", "der", "domain", "fine-tuning", "re-train"]
+    for given, word in [("DER++", "derpp"), ("Domain-IL", "domain"), ("fine tuning", "fine-tuning"), ("DER", "der")]:
+        assert text(given, allowed) == word
+    for given in ("", "il", "domain-ils", 1, None):
+        with pytest.raises(Hint, match="allowed"):
+            text(given, allowed)
+
+
+def test_a_mistake_that_is_made_in_several_ways_has_one_hint() -> None:
+    for given in (0.5, 0.75):
+        with pytest.raises(Hint) as caught:
+            is_number(given, 1.0, {"a share": ((0.5, 0.75), "All of it.")})
+        assert caught.value.mistake == "a share"
 
 
 def test_call_gives_copies_and_notices_changes() -> None:

@@ -30,7 +30,7 @@ def beaten_by_twins(stored: Any, acc: Any) -> list[int]:
 
 
 RIGHT = {
-    "comparison-1": [NEEDS, {**NEEDS, "exact and small": " HAT ", "no id": "derpp", "exact and endless": "individual"}],
+    "comparison-1": [NEEDS, {**NEEDS, "exact and small": " HAT ", "no id": "DER++", "exact and endless": "individual"}],
     "comparison-2": [
         lambda values, t: t * values.std(ddof=1) / len(values) ** 0.5,
         lambda values, t: t * (((values - values.mean()) ** 2).sum() / (len(values) - 1) / len(values)) ** 0.5,
@@ -65,9 +65,12 @@ WRONG = {
         "columns alone": lambda T, c, u: c * T,
     },
     "comparison-4": {
-        "share of the whole": lambda p, T: max(0.0, 1 - T * p),
+        "share of the whole": lambda p, T: 1 - T * p,
         "what is used": lambda p, T: 1 - (1 - p) ** T,
-        "what the last one got": lambda p, T: p**T,
+        "p for 1 - p": lambda p, T: p**T,
+        "what the last one got": lambda p, T: p * (1 - p) ** (T - 1),
+        "one task too many": lambda p, T: (1 - p) ** T * (1 - p),
+        "times": lambda p, T: T - p * T,
         "one task too few": lambda p, T: (1 - p) ** T / (1 - p),
     },
     "comparison-5": {

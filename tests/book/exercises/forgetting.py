@@ -59,11 +59,11 @@ def freeze_one_more(learner: minicl.Learner, n: int) -> None:
 
 
 RIGHT = {
-    "forgetting-1": [PLANS, {letter: f" {name.upper()} " for letter, name in PLANS.items()}],
+    "forgetting-1": [PLANS, {letter: f" {name.upper()} ".replace("-", " ") for letter, name in PLANS.items()}],
     "forgetting-2": [left_behind, by_descent],
     "forgetting-3": [[2, -1, 0], np.array([0.0, 1.0, -1.0]), torch.tensor([-4.0, 1.0, 1.0]), (2, 1, -2)],
     "forgetting-4": [lambda g1, g2, H1, lr: -lr * (g1 @ g2) + lr**2 / 2 * (g2 @ (H1 @ g2))],
-    "forgetting-5": [freeze_first, without_gradients],
+    "forgetting-5": [freeze_first],
 }
 
 WRONG = {
@@ -100,6 +100,7 @@ WRONG = {
     },
     "forgetting-5": {
         "nothing is frozen": lambda learner, n: None,
+        "the gradient alone": without_gradients,
         "counts every module": freeze_modules,
         "the last": freeze_last,
         "the wrong layers": freeze_one_more,

@@ -40,9 +40,9 @@ def count(masks: Any) -> tuple[int, int, int]:
     return new, shared, free
 
 
-def small(stream: Any, c: float = 0.75, epochs: int = 3, width: int = 60) -> minicl.HAT:
+def small(stream: Any, c: float = 0.75, epochs: int = 3, width: int = 60, n_tasks: int = 1) -> minicl.HAT:
     learner = minicl.HAT(minicl.mlp(64, width, width), c=c, init="uniform")
-    minicl.run(learner, stream[:1], **{**SETTINGS, "epochs": epochs})
+    minicl.run(learner, stream[:n_tasks], **{**SETTINGS, "epochs": epochs})
     return learner
 
 
@@ -72,6 +72,10 @@ WRONG = {
     },
     "hat-2": {
         "s instead of the temperature": s,
+        "b over B": lambda b, B, s_max: 1 / (1 / s_max + (s_max - 1 / s_max) * b / B),
+        "starts at one": lambda b, B, s_max: 1 / (1 + (s_max - 1) * (b - 1) / (B - 1)),
+        "too far": lambda b, B, s_max: 1 / (1 / s_max + s_max * (b - 1) / (B - 1)),
+        "a bracket is missing": lambda b, B, s_max: 1 / (1 / s_max + s_max - 1 / s_max * (b - 1) / (B - 1)),
         "counted from 0": lambda b, B, s_max: 1 / s(b + 1, B, s_max),
         "divided by B": lambda b, B, s_max: 1 / (1 / s_max + (s_max - 1 / s_max) * (b - 1) / B),
         "a straight line of temperatures": lambda b, B, s_max: s_max - (s_max - 1 / s_max) * (b - 1) / (B - 1),
@@ -108,6 +112,7 @@ WRONG = {
     "hat-8": {
         "no HAT": lambda stream: minicl.FineTune(minicl.mlp(64, 8)),
         "not trained": lambda stream: minicl.HAT(minicl.mlp(64, 8)),
+        "all tasks": lambda stream: small(stream, epochs=1, n_tasks=2),
         "too large": lambda stream: small(stream, c=0.0),
         "too small": lambda stream: small(stream, c=0.0, epochs=1, width=3),
     },

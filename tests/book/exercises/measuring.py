@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from minicl import metrics
+from minicl.metrics import forgetting as forgetting_of_the_package
+
 
 def forward(R: Any, b: Any) -> float:
     T = len(R)
@@ -40,13 +43,14 @@ def quantile(p: float, n: int) -> float:
     return float(stats.t.ppf(p, n))
 
 
+WITHOUT_HEADS = [[0.5, math.nan, math.nan], [0.9, 0.5, math.nan], [0.5, 0.5, 0.9]]
 HIDING = [[0.6, 0.2, 0.2], [1.0, 0.9, 0.2], [0.7, 0.8, 0.9]]
 
 RIGHT = {
     "measuring-1": [-0.2, ((0.6 - 0.9) + (0.7 - 0.8)) / 2],
     "measuring-2": [forward, lambda R, b: np.mean([R[j - 1, j] - b[j] for j in range(1, len(R))])],
     "measuring-3": [forgetting, lambda R: forgetting_with(R, slice(0, -1))],
-    "measuring-4": [HIDING, np.array(HIDING), [[0.5, 0.5, 0.5], [0.9, 0.5, 0.5], [0.5, 0.5, 0.5]]],
+    "measuring-4": [HIDING, np.array(HIDING), WITHOUT_HEADS, [[0.5, 0.5, 0.5], [0.9, 0.5, 0.5], [0.5, 0.5, 0.5]]],
     "measuring-5": [interval],
     "measuring-6": [lambda R: R[-1].min(), lambda R: -R[-1].std(), lambda R: np.log(R[-1]).mean()],
 }
@@ -55,12 +59,18 @@ WRONG = {
     "measuring-1": {
         "divided by all tasks": -0.4 / 3,
         "best instead of first": -0.225,
-        "first column only": -0.3,
+        "one task only": -0.1,
+        "forgetting": 0.225,
+        "last column": -0.5,
+        "every later moment": -0.35 / 3,
+        "the first row": 0.1,
+        "ACC": 2.2 / 3,
         "sum": -0.4,
         "wrong sign": 0.2,
         "percent": -20,
     },
     "measuring-2": {
+        "the package's own": metrics.forward_transfer,
         "after learning it": lambda R, b: np.mean(np.diag(R)[1:] - b[1:]),
         "below the diagonal": lambda R, b: np.mean([R[j, j - 1] - b[j] for j in range(1, len(R))]),
         "baseline left out": lambda R, b: np.mean(np.diag(R, 1)),
@@ -69,6 +79,7 @@ WRONG = {
         "wrong sign": lambda R, b: -forward(R, b),
     },
     "measuring-3": {
+        "the package's own": lambda R: 1.0 * forgetting_of_the_package(R),
         "the last row too": lambda R: forgetting_with(R, slice(None)),
         "diagonal instead of the best": lambda R: np.mean(np.diag(R)[:-1] - R[-1, :-1]),
         "divided by all tasks": lambda R: forgetting(R) * (len(R) - 1) / len(R),
@@ -79,6 +90,7 @@ WRONG = {
         "wrong sign": lambda R: -forgetting(R),
     },
     "measuring-4": {
+        "NaN below": [[0.6, math.nan, math.nan], [1.0, 0.9, math.nan], [math.nan, 0.8, 0.9]],
         "no accuracies": [[60, 20, 20], [100, 90, 20], [70, 80, 90]],
         "BWT is negative": [[0.9, 0.2, 0.2], [0.8, 0.9, 0.2], [0.6, 0.6, 0.9]],
         "F is too small": np.full((3, 3), 0.9),

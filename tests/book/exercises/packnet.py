@@ -24,6 +24,12 @@ def largest(weight: Tensor, kept: int, among: Tensor) -> Any:
     return result.reshape(size.shape)
 
 
+def largest_of(size: Tensor, kept: int) -> Any:
+    result = torch.zeros(size.numel(), dtype=torch.bool)
+    result[size.flatten().argsort(descending=True)[:kept]] = True
+    return result.view_as(size)
+
+
 def smallest(weight: Tensor, keep_ratio: float, among: Tensor) -> Any:
     return among & ~torch.as_tensor(mask(weight, 1 - keep_ratio, among))
 
@@ -49,14 +55,14 @@ def after(steps: int, velocity: float, decay: float, sign: float = -1.0) -> floa
     weight = 2.0
     for _ in range(steps):
         velocity = 0.9 * velocity + decay * weight
-        weight -= 0.1 * velocity
+        weight -= 0.5 * velocity
     return 2.0 - sign * (weight - 2.0)
 
 
 STEPS = ["train", "prune", "re-train", "freeze"]
 
 RIGHT = {
-    "packnet-1": [STEPS, tuple(STEPS)],
+    "packnet-1": [STEPS, ("Train", "prune", "retrain", "freeze")],
     "packnet-2": [mask, lambda *given: torch.as_tensor(mask(*given))],
     "packnet-3": [lambda theta, owner, k: theta * ((owner > 0) & (owner <= k)), lambda t, o, k: t * (o - 1 < k)],
     "packnet-4": [free_after],
@@ -65,7 +71,7 @@ RIGHT = {
         lambda weights, tasks: ceil(weights * ceil(log2(tasks + 1)) / 8),
         lambda w, t: -(-w * t.bit_length() // 8),
     ],
-    "packnet-7": [after(2, 0.5, 0.01)],
+    "packnet-7": [after(2, 0.5, 0.1), 1.299, 1.2987],
 }
 
 WRONG = {
@@ -77,8 +83,8 @@ WRONG = {
     },
     "packnet-2": {
         "the smallest": smallest,
-        "without the sign": by_value,
-        "everything is in question": lambda w, r, among: mask(w, r, torch.ones_like(among)),
+        "without the sign": lambda w, r, among: largest_of(torch.where(among, w, -1.0), mask(w, r, among).sum()),
+        "everything is in question": lambda w, r, among: largest_of(w.abs(), round(r * w.numel())),
         "masked too late": lambda w, r, among: mask(w, r, torch.ones_like(among)) & among.numpy(),
         "share of the layer": of_layer,
         "what is kept is rounded": lambda w, r, among: largest(w, round(r * int(among.sum())), among),
@@ -120,10 +126,10 @@ WRONG = {
     },
     "packnet-7": {
         "does not move": 2.0,
-        "no momentum": after(2, 0.0, 0.01),
-        "no decay": after(2, 0.5, 0.0),
-        "one step": after(1, 0.5, 0.01),
-        "uphill": after(2, 0.5, 0.01, sign=1.0),
-        "decay of the old weight": 1.9087,  # 2 - 0.1 (0.9 * 0.5 + 0.02) - 0.1 (0.9 * 0.47 + 0.02)
+        "no momentum": after(2, 0.0, 0.1),
+        "no decay": 1.572,  # to three decimals
+        "one step": after(1, 0.5, 0.1),
+        "uphill": after(2, 0.5, 0.1, sign=1.0),
+        "decay of the old weight": 1.2825,  # 2 - 0.5 (0.9 * 0.5 + 0.2) - 0.5 (0.9 * 0.65 + 0.2)
     },
 }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from minicl.metrics import learning_curve_area
 
 
 def layer(W: Tensor, h: Tensor, U: list[Tensor], earlier: list[Tensor]) -> Tensor:
@@ -26,6 +29,10 @@ def parameters(widths: list[int], classes: int, T: int, **changed: Any) -> int:
                 total += given["read"](k) * n_out * (n_in + given["lateral_bias"])
             n_in = n_out
     return total
+
+
+def trapezoids(curve: list[float]) -> float:
+    return sum((a + b) / 2 for a, b in pairwise(curve))
 
 
 def adapter(U: Tensor, V: Tensor, alpha: float, earlier: list[Tensor]) -> Any:
@@ -51,7 +58,11 @@ RIGHT = {
     "pnn-2": [layer],
     "pnn-3": [parameters],
     "pnn-4": [4],
-    "pnn-5": [lambda curve, alone: sum(curve) / sum(alone)],
+    "pnn-5": [
+        lambda curve, alone: trapezoids(curve) / trapezoids(alone),
+        lambda curve, alone: learning_curve_area(curve) / learning_curve_area(alone),
+        lambda curve, alone: np.trapezoid(curve) / np.trapezoid(alone),
+    ],
     "pnn-6": [adapter],
     "pnn-7": [afs],
 }
@@ -82,8 +93,10 @@ WRONG = {
     },
     "pnn-4": {"the newest column": 3, "one too late": 5},
     "pnn-5": {
-        "upside down": lambda curve, alone: sum(alone) / sum(curve),
-        "a difference": lambda curve, alone: (sum(curve) - sum(alone)) / len(curve),
+        "a mean of all values": lambda curve, alone: sum(curve) / sum(alone),
+        "steps": lambda curve, alone: sum(curve[1:]) / sum(alone[1:]),
+        "upside down": lambda curve, alone: trapezoids(alone) / trapezoids(curve),
+        "a difference": lambda curve, alone: (trapezoids(curve) - trapezoids(alone)) / (len(curve) - 1),
         "the end alone": lambda curve, alone: curve[-1] / alone[-1],
         "a mean of ratios": lambda curve, alone: sum(c / a for c, a in zip(curve, alone, strict=True)) / len(curve),
         "the best epoch": lambda curve, alone: max(curve) / max(alone),
@@ -91,6 +104,7 @@ WRONG = {
     "pnn-6": {
         "no alpha": lambda U, V, alpha, earlier: adapter(U, V, 1.0, earlier),
         "no f": lambda U, V, alpha, earlier: alpha * torch.cat(earlier, 1) @ V.T @ U.T,
+        "alpha outside f": lambda U, V, alpha, earlier: alpha * adapter(U, V, 1.0, earlier),
         "f outside": lambda U, V, alpha, earlier: (alpha * torch.cat(earlier, 1) @ V.T @ U.T).clamp(min=0),
         "two f": lambda *given: np.maximum(adapter(*given), 0),
         "newest first": lambda U, V, alpha, earlier: adapter(U, V, alpha, earlier[::-1]),

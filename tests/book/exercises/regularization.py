@@ -68,6 +68,7 @@ WRONG = {
     },
     "regularization-3": {
         "square of the mean": lambda x, p: ((p * (1 - p)).sqrt()[:, None] * x).mean(0).square(),
+        "the batch's gradient": lambda x, p: fisher(x, p) / len(x),
         "not squared": lambda x, p: ((p * (1 - p))[:, None] * x).mean(0),
         "sum over images": lambda x, p: len(x) * fisher(x, p),
         "labels not averaged": lambda x, p: torch.einsum("n,nd->d", p, x**2) / len(x),

@@ -72,7 +72,7 @@ def confident(logits: Tensor) -> list[int]:
 
 
 RIGHT = {
-    "scenarios-1": [SORTED, {letter: word.upper() for letter, word in SORTED.items()}],
+    "scenarios-1": [SORTED, {letter: f"{word.title()}-IL" for letter, word in SORTED.items()}],
     "scenarios-2": [lambda n: (n[-1] / sum(n), 1 / len(n)), lambda n: np.array([n[-1] / np.sum(n), 1 / len(n)])],
     "scenarios-3": [label, lambda d, s, n: d if s == "class" else d % (10 // n)],
     "scenarios-4": [gradient, lambda z, y: (torch.softmax(z, 1) - torch.eye(z.shape[1])[y]) / len(z)],
