@@ -57,12 +57,13 @@ def forgetting(R: ArrayLike) -> float:
 
 
 def forgetting_ratio(A: ArrayLike, A_R: ArrayLike, A_J: ArrayLike) -> Array:
-    """HAT's rho, shape (T,): rho^{<=t} = mean over tau <= t of (A^{tau<=t} - A_R^tau) / (A_J^{tau<=t} - A_R^tau) - 1.
+    """HAT's rho, shape (T,): rho^{<=t} = mean over j <= t of (A_j^{<=t} - A_{R,j}) / (A_{J,j}^{<=t} - A_{R,j}) - 1.
 
-    Serra et al. 2018, arXiv 1801.01423, Eq. 6. 0 is as good as joint training, -1 as bad as guessing.
+    Serra et al. 2018, arXiv 1801.01423, the paper's Eq. 6, which writes tau for j. 0 is as good as joint training, -1
+    as bad as guessing.
 
     Args:
-        A: accuracies of the method, shape (T, T): row t, column tau.
+        A: accuracies of the method, shape (T, T): row t, column j.
         A_R: accuracy of a random classifier on each task, shape (T,).
         A_J: accuracies of joint training on the tasks up to t, shape (T, T).
 
@@ -76,10 +77,10 @@ def forgetting_ratio(A: ArrayLike, A_R: ArrayLike, A_J: ArrayLike) -> Array:
         )
     known = np.tril(np.ones(A.shape, dtype=bool))
     if bool(np.any((A_J - A_R <= 0) & known)):
-        t, tau = np.argwhere((A_J - A_R <= 0) & known)[0]
+        t, j = np.argwhere((A_J - A_R <= 0) & known)[0]
         raise ValueError(
-            f"joint training on the tasks up to {t} reaches {A_J[t, tau]} on task {tau}, "
-            f"a random classifier {A_R[tau]}; "
+            f"joint training on the tasks up to {t} reaches {A_J[t, j]} on task {j}, "
+            f"a random classifier {A_R[j]}; "
             "rho has a meaning only where joint training is better"
         )
     rho = np.where(known, (A - A_R) / np.where(known, A_J - A_R, 1.0) - 1, 0.0)
