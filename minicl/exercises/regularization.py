@@ -175,7 +175,7 @@ def _distillation(z: Tensor, old: Tensor, T: float) -> Tensor:
 
 @exercise("regularization-5")
 def distil(answer: Any) -> str:
-    """A function of logits z and recorded logits old, both (n, C), and a temperature T: the distillation loss."""
+    """A function of logits z and recorded logits old, both (n, C), and a temperature: the distillation loss."""
     cases = [(2 * torch.randn(n, c), 2 * torch.randn(n, c), t) for n, c, t in ((1, 2, 2.0), (5, 3, 2.0), (4, 6, 3.0))]
     compare(
         answer,

@@ -24,9 +24,9 @@ from ..tasks import Task
 def distillation(
     logits: Float[Tensor, "batch *heads classes"], targets: Float[Tensor, "batch *heads classes"], temperature: float
 ) -> Float[Tensor, ""]:
-    """- mean over samples of sum_i p_i log q_i: p, q the softmax of recorded and of present logits at temperature T.
+    """- mean over samples of sum_i p_i log q_i: p, q the softmax of recorded and of present logits at temperature tau.
 
-    Li and Hoiem 2016, Eqs. 2 and 3: the recorded probabilities, raised to 1/T and normalised again, are the targets.
+    Li and Hoiem 2016, the paper's Eqs. 2 and 3: the recorded probabilities, raised to 1/tau and normalised again, are the targets.
     Of several heads, the sum.
     """
     p = (targets / temperature).softmax(-1)
