@@ -2,8 +2,8 @@
 
     python benchmarks/pnn.py
 
-Columns of 64-256-256, batch 32, laterals of Eq. 1; the k-th column trains, those before it are frozen. Then the third
-column of a small residual network on images. Both read the same samples in the same order. Memory is that of the
+Columns of 64-256-256, batch 32, plain sums as laterals; the k-th column trains, those before it are frozen. Then the
+third column of a small residual network on images. Both read the same samples in the same order. Memory is that of the
 process while it trains column after column, beside what the parameters, their gradients and the optimiser's momentum
 take by themselves.
 """

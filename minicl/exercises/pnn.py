@@ -54,7 +54,7 @@ def _random_layer(columns: int, batch: int, n_in: int, n_out: int) -> tuple[Any,
 
 @exercise("pnn-2")
 def layer(answer: Any) -> str:
-    """The argument of f in Eq. 1: a function of W, h and the lists U and earlier, returning a tensor."""
+    """The argument of f with plain sums: a function of W, h and the lists U and earlier, returning a tensor."""
 
     def laterals(U: list[Tensor], earlier: list[Tensor]) -> list[Tensor]:
         return [past @ u.T for u, past in zip(U, earlier, strict=True)]
@@ -234,7 +234,7 @@ def transfer(answer: Any) -> str:
 
 @exercise("pnn-6")
 def adapter(answer: Any) -> str:
-    """The lateral term of Eq. 2 with ReLU: a function of U, V, alpha and the list earlier, returning a tensor."""
+    """The adapter's lateral term with ReLU: a function of U, V, alpha and the list earlier, returning a tensor."""
     cases = []
     for columns, batch, n_in, hidden, n_out in ((3, 4, 2, 5, 3), (1, 3, 4, 2, 2), (2, 5, 3, 4, 6)):
         earlier = [torch.randn(batch, n_in) for _ in range(columns)]
@@ -255,7 +255,7 @@ def adapter(answer: Any) -> str:
             ),
             "no f": (
                 lambda U, V, alpha, earlier: alpha * together(earlier) @ V.T @ U.T,
-                "Without f between them, U V is one linear map, and Eq. 2 is Eq. 1 again.",
+                "Without f between them, U V is one linear map, and the adapter is a plain sum again.",
             ),
             "alpha outside f": (
                 lambda U, V, alpha, earlier: alpha * torch.relu(together(earlier) @ V.T) @ U.T,

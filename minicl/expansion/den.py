@@ -32,12 +32,12 @@ from .growing import Before, Growing
 
 
 def soft_threshold(w: Float[Tensor, "*shape"], mu: float) -> Float[Tensor, "*shape"]:
-    """sign(w) max(|w| - mu, 0): the proximal step of mu ||w||_1, Eqs. 2, 3 and 5. What is within mu becomes zero."""
+    """sign(w) max(|w| - mu, 0): the proximal step of mu ||w||_1 (the paper's Eqs. 2, 3, 5). Within mu: zero."""
     return F.softshrink(w, mu)
 
 
 def group_soft_threshold(w: Float[Tensor, "units incoming"], mu: float) -> Float[Tensor, "units incoming"]:
-    """w_g max(0, 1 - mu / ||w_g||): the proximal step of mu sum_g ||w_g||_2, Eq. 5.
+    """w_g max(0, 1 - mu / ||w_g||): the proximal step of mu sum_g ||w_g||_2, the paper's Eq. 5.
 
     A group g is a row, what comes into one unit; a row no longer than mu becomes zero as a whole.
     """
@@ -71,7 +71,7 @@ def drift(w: Float[Tensor, "units ..."], w_before: Float[Tensor, "units ..."]) -
 
 
 def pull(w: Float[Tensor, "*shape"], w_before: Float[Tensor, "*shape"], lam: float) -> Float[Tensor, ""]:
-    """lam / 2 ||w^t - w^{t-1}||_2^2, Eq. 6."""
+    """lam / 2 ||w^t - w^{t-1}||_2^2, the paper's Eq. 6."""
     return (w - w_before).square().sum() * (lam / 2)
 
 
@@ -118,11 +118,11 @@ class DEN(Learner):
     It forgets a little: shared units move, within the pull `lam` and the threshold `drift`, so it makes no promise of
     exactness. What is exact: the logits of a finished task use the units of its time stamp and no others.
 
-    `learn` calls `fit` up to four times: for the head alone (Eq. 3), for the selected sub-network (Eq. 4), for the new
-    units (Eq. 5) and after the split (Eq. 6). So a task takes up to four times the steps of other methods; give it
-    fewer epochs where that matters. Weight decay, 1e-4 in the paper, is the optimiser's.
+    `learn` calls `fit` up to four times: for the head alone, for the selected sub-network, for the new units and after
+    the split (the paper's Eqs. 3 to 6). So a task takes up to four times the steps of other methods; give it fewer
+    epochs where that matters. Weight decay, 1e-4 in the paper, is the optimiser's.
 
-    Where the paper leaves it open: in Eq. 4 shared weights are pulled to where they were, as in Eq. 6 and in the
+    Where the paper leaves it open: in its Eq. 4 shared weights are pulled to where they were, as in its Eq. 6 and the
     authors' code; the thresholds are taken off after every step, whatever its learning rate, as there. After a
     split, what came with the task (its head, new units, copies) reads the copy; an older unit, which earlier
     tasks read too, goes on reading the unit that went back, and its weight from the copy starts at zero.
@@ -142,7 +142,7 @@ class DEN(Learner):
     Args:
         backbone: an `nn.Sequential` of Linear or Conv layers, each followed by a ReLU, with pooling, Flatten and
             Dropout between them. It is widened in place.
-        l1: mu, taken off every weight of the first task, of heads in Eq. 3 and of new units, after each step.
+        l1: mu, taken off every weight of the first task, of heads (the paper's Eq. 3) and new units, after each step.
         group: gamma, taken off the length of what comes into a new unit, after each step.
         lam: pull on weights that earlier tasks use.
         tau: mean loss on the training samples above which the network is expanded.
@@ -219,13 +219,13 @@ class DEN(Learner):
             self._frozen.release()
 
     def train_sparse(self, record: TaskRecord, fit: Fit) -> None:
-        """Eq. 2: the first task, with l1."""
+        """The paper's Eq. 2: the first task, with l1."""
         layers = (*self.network.layers, self._head(record))
         self._step = _Step(sparse=[(layer.weight, 0, 0) for layer in layers])
         fit()
 
     def train_selected(self, record: TaskRecord, fit: Fit) -> None:
-        """Algorithm 2: the head alone (Eq. 3), the search, and the sub-network that it found (Eq. 4)."""
+        """Algorithm 2: the head alone, the search, and the sub-network that it found (the paper's Eqs. 3, 4)."""
         if self.selective:
             head = self._head(record)
             for parameter in self.network.parameters:
@@ -252,7 +252,7 @@ class DEN(Learner):
         return total.item() / len(train)
 
     def expand(self, record: TaskRecord, fit: Fit) -> None:
-        """Algorithm 3: k units for every layer, trained alone (Eq. 5); those that nothing comes into go again."""
+        """Algorithm 3: k units for every layer, trained alone (the paper's Eq. 5); the empty ones go again."""
         self._one_process()
         network, head, old = self.network, self._head(record), self.network.units
         shapes = [layer.weight.shape for layer in network.layers]
@@ -274,7 +274,7 @@ class DEN(Learner):
         return True
 
     def split(self, record: TaskRecord, fit: Fit) -> None:
-        """Algorithm 4: units that drifted go back to what they were, their copies stay; then all is trained (Eq. 6)."""
+        """Algorithm 4: what drifted goes back to what it was, copies stay; all is trained (the paper's Eq. 6)."""
         drifted = []
         for layer, (before, _) in zip(self.network.layers, self._before, strict=True):
             n_out, n_in = before.shape[:2]
@@ -310,7 +310,7 @@ class DEN(Learner):
         return units if self.stamping else [*self.network.units[:-1], units[-1]]
 
     def loss(self, x: Tensor, y: Tensor, task_id: int | None = None) -> Tensor:
-        """Cross-entropy, with the pull of Eqs. 4 and 6 while a task is learned."""
+        """Cross-entropy, with the pull of the paper's Eqs. 4 and 6 while a task is learned."""
         loss = super().loss(x, y, task_id)
         if self.training and self.lam and self._step.anchors:
             parameters, befores = zip(*self._step.anchors, strict=True)

@@ -31,7 +31,7 @@ from ..tasks import Task
 
 
 def binarize(scores: Float[Tensor, "*shape"], threshold: float) -> Float[Tensor, "*shape"]:
-    """m = 1[m_r > tau], Eq. 2: 1 where the score is above the threshold, 0 elsewhere, also at the threshold itself.
+    """m = 1[m_r > tau], the paper's Eq. 2: 1 where the score is above the threshold, 0 elsewhere, also at it.
 
     The derivative of a step is zero almost everywhere. The gradient goes straight through instead: dL/dm_r := dL/dm.
     """
@@ -64,8 +64,8 @@ def _above(scores: Tensor, threshold: float | Tensor, ternary: bool) -> Tensor:
 
 
 def masked(weight: Float[Tensor, "*shape"], mask: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """W' = W (.) m, Eq. 1: the weights of a task. By the product rule dL/dm = dL/dW' (.) W, so a weight that is 0 gives
-    its score no gradient."""
+    """W' = W (.) m, the paper's Eq. 1: the weights of a task. By the product rule dL/dm = dL/dW' (.) W, so a weight
+    that is 0 gives its score no gradient."""
     return weight * mask
 
 

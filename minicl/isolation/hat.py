@@ -37,24 +37,24 @@ _FLOOR = torch.tensor(FLOOR)  # a tensor of no dimensions takes the type of what
 
 
 def attention(scores: Float[Tensor, "*units"], temperature: float) -> Float[Tensor, "*units"]:
-    """Eq. 1 (the source's mask): `a~_l = sigma(s_l / T)`, in the paper's letters `a_l = sigma(s e_l)` with `s = 1 / T`.
+    """`a_l = sigma(e_l / tau)`, the paper's Eq. 1, which writes `sigma(s e_l)` with `s = 1 / tau`.
 
     In float32, 2^-40 is added (see `FLOOR`): gates above 2^-15 are the sigmoid's to the bit, none is below 2^-40, and
     the gradient is the sigmoid's everywhere.
 
     Args:
         scores: one per unit.
-        temperature: T > 0, as `temperature` returns it; small is sharp.
+        temperature: tau > 0, as `temperature` returns it; small is sharp.
     """
     gate = torch.sigmoid(scores / temperature)
     return gate if gate.dtype == torch.float64 else gate + _FLOOR
 
 
 def temperature(progress: float, s_max: float) -> float:
-    """Eq. 3, the temperature `T = 1 / s`, where `s = 1/s_max + (s_max - 1/s_max) (b - 1) / (B - 1)` for batch b of B.
+    """The temperature `tau = 1 / s`, `s = 1/s_max + (s_max - 1/s_max) (b - 1) / (B - 1)` for batch b of B.
 
-    The paper's s rises from 1/s_max to s_max through every epoch; so T falls from s_max to 1/s_max, both included, and
-    `attention(scores, temperature(progress, s_max))` is the paper's `sigma(s e)`.
+    It is the paper's Eq. 3, whose s rises from 1/s_max to s_max through every epoch; so tau falls from s_max to
+    1/s_max, both included, and `attention(scores, temperature(progress, s_max))` is the paper's `sigma(s e)`.
 
     Args:
         progress: (b - 1) / (B - 1), from 0 at the first batch of an epoch to 1 at the last.
@@ -70,14 +70,14 @@ def temperature(progress: float, s_max: float) -> float:
 
 
 def accumulate(mask: Shaped[Tensor, "*units"], previous: Shaped[Tensor, "*units"] | None) -> Shaped[Tensor, "*units"]:
-    """Below Eq. 1: `a_l^{<=t} = max(a_l^t, a_l^{<=t-1})`, unit by unit; for binary masks, OR. None: no earlier task."""
+    """Below the paper's Eq. 1: `a_l^{<=t} = max(a_l^t, a_l^{<=t-1})`, for binary masks OR. None: no earlier task."""
     return mask if previous is None else torch.maximum(mask, previous)
 
 
 def protect_weight(
     mask_out: Shaped[Tensor, " n_out"], mask_in: Shaped[Tensor, " n_in"] | None = None
 ) -> Float[Tensor, "n_out ..."]:
-    """The bracket of Eq. 2, `1 - min(a_{l,i}^{<=t}, a_{l-1,j}^{<=t})`: the factor on the gradient of a weight j to i.
+    """`1 - min(a_{l,i}^{<=t}, a_{l-1,j}^{<=t})`: the factor on the gradient of a weight j to i, the paper's Eq. 2.
 
     Args:
         mask_out: accumulated mask of the units that the weights lead to, i.
@@ -114,7 +114,7 @@ def compensate(
 def sparsity(
     masks: Sequence[Shaped[Tensor, " _"]], previous: Sequence[Shaped[Tensor, " _"]] | None = None
 ) -> Float[Tensor, ""]:
-    """Eq. 5: `R = sum_l sum_i a_{l,i}^t (1 - a_{l,i}^{<t}) / sum_l sum_i (1 - a_{l,i}^{<t})`.
+    """The paper's Eq. 5: `R = sum_l sum_i a_{l,i}^t (1 - a_{l,i}^{<t}) / sum_l sum_i (1 - a_{l,i}^{<t})`.
 
     The share of the free units that the task takes: one ratio over all layers together, from 0 to 1. Units that earlier
     tasks use cost nothing. Zero where no unit is free.
@@ -157,7 +157,7 @@ class _Training:
     temperature: float
     fresh: dict[str, Tensor]  # what norms start with in every task
     gates: Tensor | None = None  # the attention of the batch at hand, for the sparsity term
-    brackets: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)  # of Eq. 2, where masks are soft
+    brackets: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)  # of the bracket, where masks are soft
     steps: int = 0
     told: tuple[float, int] | None = None  # the progress that the loop spoke of last, and the step at which it did
     stuck: bool = False  # whether it says the same in every step
@@ -186,7 +186,7 @@ class HAT(GatedNetwork):
     Args:
         backbone: any module with a Linear or Conv layer.
         s_max: how sharp the sigmoid gets, more than 1.
-        c: weight of the sparsity term (Eq. 4), not negative; larger leaves more units free.
+        c: weight of the sparsity term (the paper's Eq. 4), not negative; larger leaves more units free.
         binary: make the masks 0 or 1 when a task ends. False keeps the paper's soft masks, through which later tasks
             change earlier ones a little.
         compensation: rescale the gradients of the scores (`compensate`).
@@ -233,7 +233,7 @@ class HAT(GatedNetwork):
 
     @torch.no_grad()
     def protect_claimed(self, task_id: int) -> None:
-        """Eq. 2 for the task to come: work out, once, what must not move, and remember it."""
+        """The paper's Eq. 2 for the task to come: work out, once, what must not move, and remember it."""
         self.put_back()
         used, tensors = self.used(), every_name(self.backbone)
         fresh = {name: tensors[name].detach().clone() for name in self.graph.fresh}
@@ -282,7 +282,7 @@ class HAT(GatedNetwork):
     # ---- forward and loss --------------------------------------------------------------------------------------------
 
     def loss(self, x: Tensor, y: Tensor, task_id: int | None = None) -> Tensor:
-        """Eq. 4: `L' = L + c R`, cross-entropy and the share of free units that the task takes."""
+        """The paper's Eq. 4: `L' = L + c R`, cross-entropy and the share of free units that the task takes."""
         training = self._training
         loss = super().loss(x, y, task_id)
         if training is None or training.gates is None:
@@ -318,7 +318,7 @@ class HAT(GatedNetwork):
     # ---- what must not move ------------------------------------------------------------------------------------------
 
     def before_step(self, progress: float) -> None:
-        """Eq. 3: sharpen. Where progress is the same in every step, or never told, s rises over every 20 steps."""
+        """Sharpen (the paper's Eq. 3). Where progress stays the same, or is never told, s rises over every 20 steps."""
         value, training = temperature(progress, self.s_max), self._training
         if training is not None:
             if training.told is not None and training.steps > training.told[1]:
@@ -333,7 +333,7 @@ class HAT(GatedNetwork):
         self._frozen.watch(optimizer)
 
     def edit_gradients(self) -> None:
-        """Eq. 2 on the weights, and the compensation on the scores."""
+        """The paper's Eq. 2 on the weights, and the compensation on the scores."""
         training = self._training
         if training is None:
             return

@@ -67,7 +67,7 @@ def lateral_sum(
     U: Map,
     earlier: Float[Tensor, "batch *all_inputs"],
 ) -> Float[Tensor, "batch *outputs"]:
-    """W_i^(k) h_{i-1}^(k) + sum_{j<k} U_i^(k:j) h_{i-1}^(j): the argument of f in Eq. 1.
+    """W_i^(k) h_{i-1}^(k) + sum_{j<k} U_i^(k:j) h_{i-1}^(j): the argument of f in the paper's Eq. 1.
 
     Args:
         W: layer i of column k, a linear map (and its bias, if it has one).
@@ -86,7 +86,7 @@ def adapter(
     earlier: Float[Tensor, "batch *all_inputs"],
     f: Map,
 ) -> Float[Tensor, "batch *outputs"]:
-    """U_i^(k:j) f( V_i^(k:j) alpha_{i-1}^(<k) h_{i-1}^(<k) ): the lateral term of Eq. 2.
+    """U_i^(k:j) f( V_i^(k:j) alpha_{i-1}^(<k) h_{i-1}^(<k) ): the lateral term of the paper's Eq. 2.
 
     Args:
         U: linear map without bias from the adapter's hidden units to layer i.
@@ -112,7 +112,7 @@ def side_by_side(activations: Sequence[Any], layer: nn.Module) -> Any:
 
 
 class LinearLateral(nn.Module):
-    """Eq. 1 for one layer of one column, with `n` columns before it."""
+    """The paper's Eq. 1 for one layer of one column, with `n` columns before it."""
 
     def __init__(self, layer: nn.Module, n: int) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class LinearLateral(nn.Module):
 
 
 class AdapterLateral(nn.Module):
-    """Eq. 2 for one layer of one column, with `n` columns before it and the non-linearity `f`."""
+    """The paper's Eq. 2 for one layer of one column, with `n` columns before it and the non-linearity `f`."""
 
     def __init__(self, layer: nn.Module, n: int, f: nn.Module) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class PNN(Learner):
 
     Args:
         backbone: the template of a column. It is copied, not trained.
-        adapter: "linear" for the laterals of Eq. 1, "mlp" for those of Eq. 2.
+        adapter: "linear" for the plain sum, the paper's Eq. 1; "mlp" for its Eq. 2.
         start: of the later columns: "random" draws new weights, where a module has `reset_parameters`; "given" are
             those of the backbone, as for column 1. None: "random" for networks from `minicl.mlp` and `minicl.cnn` that
             nobody has trained, "given" for all others, which may be pretrained. What does not require gradients stays
@@ -307,11 +307,11 @@ class PNN(Learner):
 
     def capacity(self) -> dict[str, Any]:
         """What every method reports, and by task id: "columns", the parameters of a column and its head; "laterals",
-        those of its laterals, by earlier task; "adapters", what Eq. 2 has beside V (U and alpha). Of tasks that were
+        those of its laterals, by earlier task; "adapters", what they have beside V (U and alpha). Of tasks that were
         forgotten, "forgotten" has those columns that others read: their parameters, and by whom they are read. Last,
         "without_laterals": of each layer that has none, why.
 
-        T columns alike, of layers W_1 ... W_L and a head W_{L+1}, take with Eq. 1
+        T columns alike, of layers W_1 ... W_L and a head W_{L+1}, take with plain sums
         T (|column| + |head|) + T (T - 1) / 2 sum_{i>1} |W_i| parameters: they grow with the square of T.
         """
         columns, laterals, adapters = {}, {}, {}

@@ -33,7 +33,7 @@ def average_fisher_sensitivity(
 def average_perturbation_sensitivity(
     precision: Float[Tensor, " columns"],
 ) -> Float[Tensor, " columns"]:
-    """APS(i, k) = Lambda_i^(k) / sum_k Lambda_i^(k), Lambda = 1 / sigma^2 (Eq. 3)."""
+    """APS(i, k) = Lambda_i^(k) / sum_k Lambda_i^(k), Lambda = 1 / sigma^2 (the paper's Eq. 3)."""
     return precision / precision.sum()
 
 

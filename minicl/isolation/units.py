@@ -68,7 +68,7 @@ class _Gate:
 
 
 def gated(h: Tensor, mask: Tensor, behind: int) -> Tensor:
-    """`a (.) h`, Eq. 1. A binary mask selects rather than multiplies: what another task did cannot leak as NaN.
+    """`a (.) h`, the paper's Eq. 1. A binary mask selects, it does not multiply: no NaN of another task leaks.
 
     Args:
         h: shape (batch, ..., units, ...).

@@ -28,7 +28,7 @@ from ..tensors import TensorDict
 def proximal_step(
     theta: Float[Tensor, "units weights"], anchor: Float[Tensor, "units weights"], threshold: Float[Tensor, " units"]
 ) -> Float[Tensor, "units weights"]:
-    """argmin_z 1/2 |z - theta_g|^2 + threshold_g |z - anchor_g|, for the group g of each unit (Eqs. 4 and 5).
+    """argmin_z 1/2 |z - theta_g|^2 + threshold_g |z - anchor_g|, for each unit's group g (the paper's Eqs. 4 and 5).
 
     It is anchor + (1 - threshold / |theta - anchor|)_+ (theta - anchor): what is within the threshold becomes exactly
     the anchor, all else comes nearer by the threshold. With the anchor 0 it is group Lasso's step.
@@ -41,7 +41,7 @@ def proximal_step(
 def updated_importance(
     omega: Float[Tensor, " units"], activation: Float[Tensor, " units"], eta: float
 ) -> Float[Tensor, " units"]:
-    """Omega_g <- eta Omega_g + mean activation of the unit after its ReLU, over images and positions (Eq. 3)."""
+    """Omega_g <- eta Omega_g + the unit's mean activation after its ReLU, over images and positions (its Eq. 3)."""
     return eta * omega + activation
 
 
@@ -51,7 +51,7 @@ def updated_importance(
 class AGSCL(Learner):
     """Hold the units that earlier tasks used, and pull the others to zero until they are needed.
 
-    L(theta) + mu sum_{g in G0} |theta_g| + lam sum_{g not in G0} Omega_g |theta_g - theta_g^{t-1}| (Eq. 2).
+    L(theta) + mu sum_{g in G0} |theta_g| + lam sum_{g not in G0} Omega_g |theta_g - theta_g^{t-1}| (the paper's Eq. 2).
 
     A group theta_g is what comes into a unit, bias included; G0 are the units that no earlier task used, Omega_g = 0.
     The loss is the task's alone. After each step of the optimiser, every group takes a proximal step with the learning

@@ -26,8 +26,8 @@ def distillation(
 ) -> Float[Tensor, ""]:
     """- mean over samples of sum_i p_i log q_i: p, q the softmax of recorded and of present logits at temperature tau.
 
-    Li and Hoiem 2016, the paper's Eqs. 2 and 3: the recorded probabilities, raised to 1/tau and normalised again, are the targets.
-    Of several heads, the sum.
+    Li and Hoiem 2016, Eqs. 2 and 3: the recorded probabilities, raised to 1/tau and normalised again, are the
+    targets. Of several heads, the sum.
     """
     p = (targets / temperature).softmax(-1)
     log_q = (logits / temperature).log_softmax(-1)

@@ -23,7 +23,7 @@ from .quadratic import Names, QuadraticPenalty
 def output_sensitivity(
     learner: Learner, parameters: Mapping[str, Tensor], samples: Samples | LazySamples, task_id: int | None
 ) -> dict[str, Tensor]:
-    """Omega_i = mean over samples of | d ||F(x)||_2^2 / d theta_i | (Eqs. 2, 3): per sample, not per batch."""
+    """Omega_i = mean over samples of | d ||F(x)||_2^2 / d theta_i | (the paper's Eqs. 2, 3): per sample, not batch."""
 
     def squared_length(logits: Float[Tensor, "*outputs"], y: Tensor) -> Float[Tensor, ""]:
         return logits.square().sum()
@@ -37,7 +37,9 @@ def output_sensitivity(
 class MAS(QuadraticPenalty):
     """Hold every weight by how much the outputs depend on it; no labels are needed for that.
 
-    L' = L + lam sum_i Omega_i (theta_i - theta*_i)^2 (Eq. 4); Omega sums over tasks, theta* is the newest solution.
+    L' = L + lam sum_i Omega_i (theta_i - theta*_i)^2 (the paper's Eq. 4)
+
+    Omega sums over tasks, theta* is the newest solution.
 
     Args:
         backbone: any module whose forward works on one sample at a time in evaluation mode.

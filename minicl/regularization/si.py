@@ -25,12 +25,12 @@ from .quadratic import Names, QuadraticPenalty
 def path_integral_step(
     omega: Float[Tensor, "*shape"], g: Float[Tensor, "*shape"], delta: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """omega_i <- omega_i - g_i dtheta_i: what this step of weight i took off the loss (Eq. 3). In place."""
+    """omega_i <- omega_i - g_i dtheta_i: what this step of weight i took off the loss (the paper's Eq. 3). In place."""
     return omega.addcmul_(g, delta, value=-1)
 
 
 def consolidated(omega: Float[Tensor, "*shape"], total: Float[Tensor, "*shape"], xi: float) -> Float[Tensor, "*shape"]:
-    """What Omega_i gains: max(0, omega_i) / ((theta_i^end - theta_i^start)^2 + xi) (Eq. 5), never negative."""
+    """What Omega_i gains: max(0, omega_i) / ((theta_i^end - theta_i^start)^2 + xi) (the paper's Eq. 5), at least 0."""
     return omega.clamp(min=0) / (total**2 + xi)
 
 
@@ -40,7 +40,9 @@ def consolidated(omega: Float[Tensor, "*shape"], total: Float[Tensor, "*shape"],
 class SI(QuadraticPenalty):
     """Hold every weight by what its own movement took off the loss.
 
-    L' = L + c sum_i Omega_i (theta_i - theta*_i)^2 (Eq. 4); Omega sums over tasks, theta* is the newest solution.
+    L' = L + c sum_i Omega_i (theta_i - theta*_i)^2 (the paper's Eq. 4)
+
+    Omega sums over tasks, theta* is the newest solution.
 
     The gradient in the path integral is that of the task's loss alone, without the penalty's, as backward finds it:
     clipping it afterwards changes the step, and leaves the integral what it is. Where torch.amp.GradScaler has

@@ -16,7 +16,7 @@ from .projection import GradientProjection, flat
 
 
 def project_on_average(g: Float[Tensor, " n"], g_ref: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """g~ = g - (g . g_ref / g_ref . g_ref) g_ref if g . g_ref < 0, otherwise g (Eq. 11)."""
+    """g~ = g - (g . g_ref / g_ref . g_ref) g_ref if g . g_ref < 0, otherwise g (the paper's Eq. 11)."""
     overlap, square = torch.dot(g, g_ref), torch.dot(g_ref, g_ref)
     if overlap >= 0:
         return g

@@ -20,7 +20,7 @@ from .memory import Replay
 
 
 def logit_distance(z: Float[Tensor, "batch ..."], h: Float[Tensor, "batch ..."]) -> Float[Tensor, ""]:
-    """Mean over samples of || z - h(x') ||_2^2 (Eq. 5). Outputs that were not there then, NaN or -inf in z, count 0."""
+    """Mean over samples of || z - h(x') ||_2^2 (the paper's Eq. 5). Outputs not there then (NaN, -inf) count 0."""
     difference = torch.where(z.isfinite(), z - h[:, : z.shape[1]], 0.0)
     return difference.square().flatten(1).sum(1).mean()
 
@@ -29,7 +29,7 @@ def logit_distance(z: Float[Tensor, "batch ..."], h: Float[Tensor, "batch ..."])
 
 
 class DERpp(Replay):
-    """L' = CE(y, h(x)) + alpha || z - h(x') ||^2 + beta CE(y'', h(x'')) (Eq. 6), x' and x'' from two separate draws.
+    """L' = CE(y, h(x)) + alpha || z - h(x') ||^2 + beta CE(y'', h(x'')) (the paper's Eq. 6), x', x'' drawn separately.
 
     Samples enter the memory, a reservoir, as they are trained on, with the logits of that moment, so that the memory
     holds answers from the whole path of training.

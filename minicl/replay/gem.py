@@ -22,7 +22,7 @@ from .projection import GradientProjection, flat
 
 
 def dual(products: Float[Tensor, " tasks"], gram: Float[Tensor, "tasks tasks"], margin: float) -> Tensor | None:
-    """The v >= margin with least 1/2 v' G G' v + g' G' v (Eqs. 10, 11), from G g and G G'; shape (tasks,).
+    """The v >= margin with least 1/2 v' G G' v + g' G' v (the paper's Eqs. 10, 11), from G g and G G'; shape (tasks,).
 
     It is that of a non-negative least-squares problem as small as the number of tasks: || R v + R^-T G g || with
     R'R = G G'. None where some rows of G nearly depend on others: their products are too coarse to tell them apart.
@@ -54,7 +54,7 @@ def dual_from_rows(g: Float[Tensor, " n"], G: Float[Tensor, "tasks n"], margin: 
 
 
 def project_on_cone(g: Float[Tensor, " n"], G: Float[Tensor, "tasks n"], margin: float = 0.0) -> Float[Tensor, " n"]:
-    """The g~ = g + G' v nearest to g with <g~, g_k> >= 0 for every row g_k of G (Eqs. 8, 11); v solves the dual.
+    """g~ = g + G' v, nearest to g with <g~, g_k> >= 0 for all rows g_k of G (the paper's Eqs. 8, 11); v is the dual's.
 
     A margin asks for v >= margin, which leans g~ towards the old tasks.
     """
