@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -112,10 +113,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (book / "api").mkdir(parents=True)
     nbformat.write(source(), book / "page.ipynb")
     (book / "index.md").write_text(
-        "# The book\n\nIt begins.\n\n$$\nz\n$$ (eq-zero)\n\n```{toctree}\n:caption: Part\npage\nother\napi/part\n```\n"
+        "# The book\n\nIt begins.\n\n$$\nz\n$$ (eq-zero)\n\n"
+        "```{toctree}\n:caption: Part\npage\nother\napi/part\ntroubleshooting\n```\n"
     )
     (book / "other.md").write_text("# The other\n\n## Deeper\n\nBack to [](page.ipynb).\n")
     (book / "api" / "part.md").write_text("# Part\n\n```{py:function} minicl.run(learner, *, epochs=10)\nRuns.\n```\n")
+    shutil.copyfile(scripts.BOOK / "troubleshooting.md", book / "troubleshooting.md")
     settings: dict[str, Any] = {
         "extensions": ["myst_nb", "sphinx_design", "edition"],
         "nb_execution_mode": "off",
@@ -226,6 +229,17 @@ def test_overview_lists_pages_equations_and_functions(built: Path) -> None:
     assert "## Part\n\n- [A page](book/page.md): It is 50.0%, as (2) says; see the other and the API.\n" in overview
     assert "- (1) `eq-zero`, [The book](book/index.md)\n- (2) `eq-one`, [A page](book/page.md)\n" in overview
     assert "- [`minicl.run`](book/api/part.md): Learn the tasks" in overview
+
+
+def test_what_is_printed_when_it_does_not_work_is_there_for_programs_that_read(built: Path) -> None:
+    assert (
+        "- [When it does not work](book/troubleshooting.md): What goes wrong," in (built / "html/llms.txt").read_text()
+    )
+    assert "book/troubleshooting" in scripts.toc_pages()
+    said = (built / "html/book/troubleshooting.md").read_text()
+    blocks = re.findall(r"^```text\n.*?^```", (scripts.BOOK / "troubleshooting.md").read_text(), re.S | re.M)
+    assert len(blocks) > 40
+    assert all(block.partition("\n")[2] in said for block in blocks)
 
 
 def test_markdown_of_a_small_book_is_complete(built: Path, tmp_path: Path) -> None:
