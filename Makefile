@@ -78,7 +78,8 @@ lint: $(READY) ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-soak: $(READY) ## random cases of no forgetting, for half an hour (SEEDS=0-9999); no part of make test
+soak: $(READY) ## all rows of the contract, then random cases of no forgetting (SEEDS=0-9999); no part of make test
+	MINICL_ALL=1 $(BIN)/python -m pytest -n 2 tests/test_testing.py tests/test_every_method.py
 	$(BIN)/python -m minicl.testing --seeds $(SEEDS)
 
 browser-test: $(READY) ## read the built book in Chromium: every page, no network, axe-core (CHROMIUM=path)

@@ -5,18 +5,23 @@
     MINICL_SEED=any python -m pytest                                with a seed that nobody has chosen; pytest prints it
 
 PyTorch's global generator is seeded with it before each test (`conftest.py`), so first weights that a test draws need
-no seed of their own. What must come out the same whenever it is asked for takes its numbers from `of` or `generator`; a
+no seed of their own. `MINICL_ALL=1` runs every row of the tables of which `sampled` takes a part. What must come out the same whenever it is asked for takes its numbers from `of` or `generator`; a
 test that needs the seed itself asks `current`, or takes the fixture `suite_seed`.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import re
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 
 VARIABLE = "MINICL_SEED"
+WHOLE = "MINICL_ALL"  # if it is set, nothing is left out
+Row = TypeVar("Row")
 LARGEST = 10_000
 _current = 0
 
@@ -50,6 +55,11 @@ def current() -> int:
 def of(number: int) -> int:
     """A number that is another one for every seed, and the number itself for seed 0."""
     return number + 1_000_003 * _current
+
+
+def sampled(rows: Sequence[Row], n: int, shift: int) -> Sequence[Row]:
+    """Every n-th row of a table too long for every day; which ones, turns with `shift` and with the suite's seed."""
+    return rows if os.environ.get(WHOLE) else rows[(shift + read(os.environ.get(VARIABLE, "0"))[0]) % n :: n]
 
 
 def generator(number: int) -> torch.Generator:

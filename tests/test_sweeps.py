@@ -291,7 +291,7 @@ def test_long_jobs_are_not_left_for_the_end(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.filterwarnings("default")  # of Dask's own
 def test_a_dask_cluster_of_which_half_is_killed(tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
-    methods, streams = ["finetune", "mas", "si"], [SPLIT, partial(SPLIT, scenario="class")]
+    methods, streams = ["finetune", "si"], [SPLIT, partial(SPLIT, scenario="class")]
     settings: dict[str, Any] = {**QUICK, "epochs": 30, "optimizer": partial(torch.optim.SGD, lr=0.01)}
     expected = minicl.sweep(methods, streams, 4, out=tmp_path / "alone", **{**settings, "jobs": 1})
     with distributed.LocalCluster(
@@ -299,7 +299,7 @@ def test_a_dask_cluster_of_which_half_is_killed(tmp_path: Path) -> None:
     ) as cluster:
         workers = {worker.pid for worker in cluster.workers.values()}
         assert len(workers) == 2
-        watched = threading.Thread(target=_kill_half_way, args=(tmp_path / "dask", 8, workers))
+        watched = threading.Thread(target=_kill_half_way, args=(tmp_path / "dask", 4, workers))
         watched.start()
         done = minicl.sweep(
             methods,
@@ -315,7 +315,7 @@ def test_a_dask_cluster_of_which_half_is_killed(tmp_path: Path) -> None:
     assert done.failures == {}
     assert same(done, expected)
     assert names(tmp_path / "dask") == names(tmp_path / "alone")
-    assert len(minicl.load_results(tmp_path / "dask")) == 24
+    assert len(minicl.load_results(tmp_path / "dask")) == 16
 
 
 def _kill_half_way(folder: Path, at: int, workers: set[int]) -> None:
@@ -342,10 +342,10 @@ def test_a_job_that_kills_its_workers_again_and_again_is_a_failure(tmp_path: Pat
         ) as cluster,
     ):
         settings: dict[str, Any] = {**QUICK, "backend": "dask", "scheduler": cluster.scheduler_address}
-        done = minicl.sweep([Killer, "finetune"], SPLIT, 2, out=tmp_path, **settings)
-    assert len(done.failures) == 2
+        done = minicl.sweep([Killer, "finetune"], SPLIT, 1, out=tmp_path, **settings)
+    assert len(done.failures) == 1
     assert all("its workers died again and again (KilledWorker" in why for why in done.failures.values())
-    assert len(done.results) == 2  # the others are not harmed
+    assert len(done.results) == 1  # the other is not harmed
 
 
 @pytest.mark.filterwarnings("default")

@@ -171,7 +171,7 @@ _cpg = partial(
     keeps=LOGITS,
     random_settings=lambda choose: {
         "goal": choose.choice([None, 0.5, [0.3, 0.9, 1.0], "individual"]),
-        "stage": choose.choice([0.2, 0.4]),
+        "stage": choose.choice([0.4, 0.6]),
         "retrain_epochs": choose.choice([None, 0, 1]),
         "batchnorm": choose.choice(["frozen", "per-task"]),
         "scale": choose.choice([0.01, 0.1]),
@@ -199,6 +199,7 @@ _replay = partial(
 
 _der = partial(
     _isolating,
+    cases=60,
     refuses=HOOKS | TERM,
     keeps=LOGITS,
     counts="saved",
