@@ -6,15 +6,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 CONVERT = ("_to_copy", "copy_", "_foreach_copy_", "_amp_", "_fused_")
 """Operations, by the beginning of their names, that exist to bring one type into another."""
@@ -28,16 +28,36 @@ class _OneType(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name = func.overloadpacket.__name__
-        if not name.startswith(CONVERT) and NORMALIZE.search(name) is None:
-            leaves = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-            found = {t.dtype for t in leaves if t.ndim and (t.is_floating_point() or t.is_complex())}
+        if _is_looked_at(func):
+            found = set(_types((*args, *kwargs.values()) if kwargs else args))
             if len(found) > 1 and not _called_by_an_optimizer():
+                name = func.overloadpacket.__name__
                 raise AssertionError(
                     f"{name} was given tensors of {' and '.join(sorted(map(str, found)))}, and PyTorch would convert "
                     "them in silence; convert them where it can be seen"
                 )
         return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: PyTorch would switch off a compiler that is not there, for longer than an operation takes."""
+        return False
+
+
+@cache
+def _is_looked_at(func: Any) -> bool:
+    name = func.overloadpacket.__name__
+    return not name.startswith(CONVERT) and NORMALIZE.search(name) is None
+
+
+def _types(arguments: Iterable[Any]) -> Iterator[torch.dtype]:
+    """Floating types among an operation's arguments: tensors, and lists of tensors."""
+    for value in arguments:
+        if isinstance(value, Tensor):
+            if value.ndim and (value.is_floating_point() or value.is_complex()):
+                yield value.dtype
+        elif isinstance(value, (list, tuple)):
+            yield from _types(value)
 
 
 def _called_by_an_optimizer() -> bool:
