@@ -5,8 +5,9 @@
     MINICL_SEED=any python -m pytest                                with a seed that nobody has chosen; pytest prints it
 
 PyTorch's global generator is seeded with it before each test (`conftest.py`), so first weights that a test draws need
-no seed of their own. `MINICL_ALL=1` runs every row of the tables of which `sampled` takes a part. What must come out the same whenever it is asked for takes its numbers from `of` or `generator`; a
-test that needs the seed itself asks `current`, or takes the fixture `suite_seed`.
+no seed of their own. What must come out the same whenever it is asked for takes its numbers from `of` or `generator`; a
+test that needs the seed itself asks `current`, or takes the fixture `suite_seed`. `MINICL_ALL=1` runs every row of the
+tables of which `sampled` takes a part.
 """
 
 from __future__ import annotations
