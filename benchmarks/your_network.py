@@ -3,9 +3,10 @@
     python benchmarks/your_network.py --root data [--device cuda] [--jobs 8] [--seeds 3]
 
 The network has 97,470 weights: a convolution, three residual blocks with batch normalisation, a mean over places.
-First every setting below is tried on seed 100, which no result uses, and judged on validation samples: a tenth of the
-training images. Then the best of each method is trained on seeds 0, 1, ... and tested. What is done is kept in
-results/your_network.json, so that a run that was stopped goes on.
+Where a method has several settings below, each is tried on seed 100, which no result uses, and judged on validation
+samples: a tenth of the training images. Then the best of each method is trained on seeds 0, 1, ... and tested. All
+train with Adam and a learning rate that falls to 0. What is done is kept in results/your_network.json, so that a run
+that was stopped goes on. With --n-train 1000 --n-test 1000, as stored, all of it takes 40 minutes of one core.
 """
 
 from __future__ import annotations
@@ -69,9 +70,7 @@ def backbone(seed: int) -> nn.Module:
     return ResNet(18, 36, 72)
 
 
-ADAM = {f"Adam(lr={lr})": partial(torch.optim.Adam, lr=lr) for lr in (0.003,)}
-SGD = {f"SGD(lr={lr}, momentum=0.9)": partial(torch.optim.SGD, lr=lr, momentum=0.9) for lr in (0.05,)}
-OPTIMIZERS = {**ADAM, **SGD}
+OPTIMIZERS = {"Adam(lr=0.003)": partial(torch.optim.Adam, lr=0.003)}
 EQUAL = [1 / (TASKS - k) for k in range(TASKS)]  # each task a fifth of the weights
 METHODS: dict[str, dict[str, dict[str, Any]]] = {  # by method and name of a setting: the method's hyperparameters
     "finetune": {"": {}},
@@ -147,16 +146,16 @@ def main() -> None:
     given = parser.parse_args()
     how = {"root": given.root, "device": given.device, "epochs": given.epochs}
     how |= {"n_train": given.n_train, "n_test": given.n_test}
+    settings = {k: how[k] for k in ("epochs", "n_train", "n_test")}
     done: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
-    if done.setdefault("settings", {k: how[k] for k in ("epochs", "n_train")}) != {
-        k: how[k] for k in ("epochs", "n_train")
-    }:
+    if done.setdefault("settings", settings) != settings:
         raise SystemExit(f"{given.out} is of {done['settings']}; name another file with --out")
     search = [(m, s, o, SEARCHED, "valid") for m in given.methods for s in METHODS[m] for o in OPTIMIZERS]
-    run_all(search, given.jobs, done, given.out, **how)
+    candidates = {m: [job for job in search if job[0] == m] for m in given.methods}
+    run_all([job for jobs in candidates.values() if len(jobs) > 1 for job in jobs], given.jobs, done, given.out, **how)
     best = {
-        m: max((job for job in search if job[0] == m), key=lambda job: done["/".join(map(str, job))]["ACC"])
-        for m in given.methods
+        m: jobs[0] if len(jobs) == 1 else max(jobs, key=lambda job: done["/".join(map(str, job))]["ACC"])
+        for m, jobs in candidates.items()
     }
     tests = [(m, s, o, seed, "test") for seed in range(given.seeds) for m, s, o, _, _ in best.values()]
     run_all(tests, given.jobs, done, given.out, **how)
