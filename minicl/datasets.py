@@ -33,6 +33,7 @@ TORCHVISION = {
     "flowers102": "Flowers102",
 }
 NAMES = ("digits", *TORCHVISION)
+_classes: dict[str, Sequence[str]] = {}  # by the name of a data set that has been read: what it calls its classes
 
 
 def load(
@@ -88,9 +89,7 @@ def names_of(dataset: Any, data: Any, labels: Sequence[int | str]) -> dict[int |
     """
     while isinstance(data, Subset):
         data = data.dataset
-    if isinstance(dataset, str) and dataset in TORCHVISION:
-        data = getattr(torchvision().datasets, TORCHVISION[dataset])
-    names = getattr(data, "classes", None)
+    names = _classes.get(dataset) if isinstance(dataset, str) else getattr(data, "classes", None)
     if not isinstance(names, (list, tuple)) or any(type(name) is not str or not name.strip() for name in names):
         return {}
     if any(type(label) is not int or not 0 <= label < len(names) for label in labels) or len({*names}) < len(names):
@@ -216,9 +215,11 @@ def _from_torchvision(name: str, root: Path, download: bool, size: int, held: bo
 
     if name != "flowers102":
         train, test = parts(train=True), parts(train=False)
+        _classes[name] = train.classes  # CIFAR's stand in its files, those of the others in torchvision
         return (_raw(train), _raw(test)) if held else (_bytes(train), _bytes(test))
     transform = _square(size)
     train, valid, test = (parts(split=split, transform=transform) for split in ("train", "val", "test"))
+    _classes[name] = getattr(train, "classes", ())
     for dataset in (train, valid, test):
         dataset.targets = getattr(dataset, "_labels", None)  # told, so that no picture is decoded for its label
     return ConcatDataset([train, valid]), test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -382,3 +383,17 @@ def test_names_that_are_the_numbers_again_are_none() -> None:
         classes = ("0 - zero", "1 - one", "2 - two", "3 - three")  # type: ignore[assignment]
 
     assert [task.name for task in minicl.split((Numbers(), Numbers()), 2)] == ["classes 0-1", "classes 2-3"]
+
+
+def test_cifar_has_the_names_that_stand_in_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cifar = datasets.torchvision().datasets.cifar
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)  # these are not the ten thousands of real pictures
+    folder = tmp_path / cifar.CIFAR10.base_folder
+    folder.mkdir()
+    pictures = {"data": np.zeros((4, 3 * 32 * 32), np.uint8), "labels": [0, 1, 2, 3]}
+    for name, _ in (*cifar.CIFAR10.train_list, *cifar.CIFAR10.test_list):
+        (folder / name).write_bytes(pickle.dumps(pictures))
+    names = ["airplane", "automobile", "bird", "cat"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    stream = minicl.split("cifar10", root=tmp_path, classes=[["cat", "bird"], [0, 1]])
+    assert [task.classes for task in stream] == [("cat", "bird"), ("airplane", "automobile")]
