@@ -6,7 +6,7 @@ The network has 97,470 weights: a convolution, three residual blocks with batch 
 Where a method has several settings below, each is tried on seed 100, which no result uses, and judged on validation
 samples: a tenth of the training images. Then the best of each method is trained on seeds 0, 1, ... and tested. All
 train with Adam and a learning rate that falls to 0. What is done is kept in results/your_network.json, so that a run
-that was stopped goes on. With --n-train 1000 --n-test 1000, as stored, all of it takes 40 minutes of one core.
+that was stopped goes on. With --n-train 500 --n-test 1000, as stored, all of it takes 40 minutes of one core.
 """
 
 from __future__ import annotations
