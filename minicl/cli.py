@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = _parser().parse_args(argv)
+        if not getattr(arguments, "preset", False):
+            vars(arguments).update({k: v for k, v in USUAL.items() if getattr(arguments, k, v) is None})
         code = int(arguments.command(arguments))
         sys.stdout.flush()
         return code
@@ -124,7 +126,6 @@ def _parser() -> argparse.ArgumentParser:
     network.add_argument(
         "--set",
         action="append",
-        default=[],
         metavar="NAME=VALUE",
         help="a hyperparameter of the method, its value as JSON; may be given again",
     )
@@ -222,12 +223,15 @@ def _network_argument(group: Any) -> None:
 
 
 def _training_arguments(group: Any) -> None:
-    group.add_argument("--epochs", type=_whole(1), default=10, metavar="N", help="passes over each task (default: 10)")
-    group.add_argument("--batch-size", type=_whole(1), default=32, metavar="N", help="samples per step (default: 32)")
-    group.add_argument("--optimizer", default="sgd", help=f"{', '.join(OPTIMIZERS)} (default: sgd)")
+    group.add_argument("--epochs", type=_whole(1), metavar="N", help="passes over each task (default: 10)")
+    group.add_argument("--batch-size", type=_whole(1), metavar="N", help="samples per step (default: 32)")
+    group.add_argument("--optimizer", help=f"{', '.join(OPTIMIZERS)} (default: sgd)")
     group.add_argument("--lr", type=_rate, metavar="RATE", help="learning rate (default: the optimiser's)")
     group.add_argument(
-        "--keep-optimizer", action="store_true", help="keep one optimiser for all tasks (default: a new one for each)"
+        "--keep-optimizer",
+        action="store_true",
+        default=None,
+        help="keep one optimiser for all tasks (default: a new one for each)",
     )
     group.add_argument("--patience", type=_whole(1), metavar="N", help="stop early, by validation accuracy")
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
@@ -251,15 +255,10 @@ def _version() -> str:
         return "minicl (not installed)"
 
 
-PRESET_SAYS: dict[str, Any] = {
-    **dict.fromkeys(("tasks", "n_train", "classes", "first", "class_order", "network", "lr", "patience")),
-    "set": [],
-    "epochs": 10,
-    "batch_size": 32,
-    "optimizer": "sgd",
-    "keep_optimizer": False,
-}
-"""What a preset decides, and what is there where nobody asked for anything else."""
+USUAL: dict[str, Any] = {"set": (), "epochs": 10, "batch_size": 32, "optimizer": "sgd", "keep_optimizer": False}
+"""What stands for an option that was not given; the parser leaves None, so that a preset sees what was."""
+PRESET_SAYS = ("tasks", "n_train", "classes", "first", "class_order", "network", "lr", "patience", *USUAL)
+"""What a preset decides."""
 
 
 def _run_preset(given: argparse.Namespace) -> Any:
@@ -268,7 +267,7 @@ def _run_preset(given: argparse.Namespace) -> Any:
     from .presets import preset
     from .training import check_device
 
-    asked = [name for name, usual in PRESET_SAYS.items() if getattr(given, name) != usual]
+    asked = [name for name in PRESET_SAYS if getattr(given, name) is not None]
     if asked:
         option = f"--{asked[0].replace('_', '-')}"
         raise ValueError(f"{option} was given, and --preset says what it is; allowed: one of the two")

@@ -76,6 +76,8 @@ def test_the_command_line_says_what_it_uses(tmp_path: Path, capsys: pytest.Captu
         (["--epochs", "3"], "--epochs"),
         (["--set", "lam=3"], "--set"),
         (["--n-train", "5"], "--n-train"),
+        (["--epochs", "10"], "--epochs"),  # also what would be there without it
+        (["--keep-optimizer"], "--keep-optimizer"),
     ):
         assert main(["run", "ewc", "split-digits", "--preset", *more]) == 2
         assert f"{option} was given, and --preset says what it is" in capsys.readouterr().err
