@@ -6,7 +6,7 @@
 Three parts, all on digits. *Search*: HAT, PackNet and GEM try each value of a dial on seeds 100 and 101, judged by mean
 accuracy on validation samples; test samples choose nothing. *Runs*: five seeds of every method, by
 `minicl.sweep`, with the value that was chosen. Permuted digits with the task id: 10 tasks, at most 500 images each,
-64-256-256, batch 32, five epochs a task. Split digits in the three scenarios: as in regularization_search.py, whose
+64-256-256, batch 32, five epochs per task. Split digits in the three scenarios: as in regularization_search.py, whose
 results stand beside these. Re-training counts as training. *Growth*: twenty permuted tasks (at most 300 images each)
 for a network of 64-100-100, ten epochs, with the value chosen for permuted digits, measured after every task.
 """

@@ -7,7 +7,7 @@
 *Task known*: permuted and rotated digits, 10 tasks, at most 500 images each, 64-256-256, batch 32, five epochs. DEN
 with and without each of its steps, and, on permuted digits, with each of the five points in which the authors' code
 departs from their paper; CPG with three goals; the methods of this family and of isolation beside it. DEN calls `fit`
-up to four times a task, and CPG more often, so they train longer than the others; "epochs" counts them.
+up to four times per task, and CPG more often, so they train longer than the others; "epochs" counts them.
 *Nobody knows the task*: split digits as in replay_grid.py, whose results for ER and DER++ stand beside these. Dials
 were searched on seeds 100 and 101, on validation samples. What is in the file is not measured again.
 """

@@ -1,4 +1,4 @@
-"""Piggyback and CPG on permuted digits: 10 tasks, 5 epochs a task, 64-256-256, batch 32, the task id known.
+"""Piggyback and CPG on permuted digits: 10 tasks, 5 epochs per task, 64-256-256, batch 32, the task id known.
 
     python benchmarks/growth.py [--seeds 3] [--part valid] [--rows CPG]
 

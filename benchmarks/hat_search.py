@@ -2,7 +2,7 @@
 
     python benchmarks/hat_search.py                # the whole search; writes benchmarks/results/hat_search.json
 
-Ten tasks, five epochs a task, a network of 64-256-256, batches of 32, task id known. Streams, initial weights and order
+Ten tasks, five epochs each, a network of 64-256-256, batches of 32, task id known. Streams, initial weights and order
 of samples come from seeds 10, 11 and 12; the book and `permuted_digits.py` use others. The authors' settings are made
 for 200 epochs and do not suit so short a run: first the learning rate and its schedule are chosen at the authors' s_max
 and c, then s_max and c together with the learning rate again.

@@ -1,4 +1,4 @@
-"""Accuracy on permuted digits: 10 tasks, 5 epochs a task, 64-256-256, batch 32, the task id known, 3 seeds.
+"""Accuracy on permuted digits: 10 tasks, 5 epochs per task, 64-256-256, batch 32, the task id known, 3 seeds.
 
     python benchmarks/permuted_digits.py METHOD [--part valid]
 

@@ -2,7 +2,7 @@
 
     python benchmarks/regularization_search.py
 
-Digits, 64-100-100, Adam 3e-3, batch 64, 6 epochs a task. Streams: permuted digits ("domain", 5 tasks, at most 500
+Digits, 64-100-100, Adam 3e-3, batch 64, 6 epochs per task. Streams: permuted digits ("domain", 5 tasks, at most 500
 images each) and split digits in the three scenarios (5 tasks). For each method and stream every strength is tried with
 two seeds, and the one with the highest mean ACC on validation samples is taken; test samples choose nothing. Results
 are written after every run, and a run that is in the file is not made again. In the end the values are written in a

@@ -3,14 +3,14 @@
     python benchmarks/split_mnist.py --root FOLDER [--seeds 3] [--methods EWC SI ...]
 
 FOLDER holds MNIST as torchvision lays it out. Five tasks of two digits, 784 (here 32x32 with a border, as there) -
-400 - 400, Adam 1e-3, batch 128, 4 epochs a task, every training image. A run leaves one file in --out; what is there is
+400 - 400, Adam 1e-3, batch 128, 4 epochs each, every training image. A run leaves one file in --out; what is there is
 not run again, so the script goes on where it was stopped. Then the table is written beside the published one.
 
 The strengths are those of the authors' scripts, which differ from scenario to scenario, in the normalisation of minicl:
 
 - EWC: theirs multiplies sum F (theta - theta*)^2, ours half of it, so lam is twice theirs. They take the most likely
   label for each image, we draw it from the prediction, as the Fisher information is defined. F is measured on 1,000
-  images a task, theirs on all.
+  images per task, theirs on all.
 - SI: the same formula; theirs lets importances become negative.
 - MAS: theirs is the mean over outputs, ours the sum, so lam is theirs divided by the final number of outputs; and
   theirs takes the absolute value of a batch's gradient, ours that of each image's, which is larger.

@@ -31,7 +31,7 @@ def vocabulary(answer: Any) -> str:
     for letter, name in texts(answer, WORDS).items():
         if name != WORDS[letter]:
             raise Hint(f"Not {name} for {letter}. {SAYS[name]}", mistake=f"{letter}: {name}")
-    return "From the score to the mask it is one number a unit and task; only the temperature between them changes."
+    return "From the score to the mask it is one number per unit and task; only the temperature between them changes."
 
 
 def _s(b: int, B: int, s_max: float) -> float:

@@ -134,7 +134,7 @@ def sparsity(
 def masked_step(
     theta: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], mask: Float[Tensor, "*any"], lr: float
 ) -> Float[Tensor, "*shape"]:
-    """The source's update, verbatim: `theta <- theta - eta * grad L (.) a~`, broadcast as PyTorch does it.
+    """A common misreading of the paper's Eq. 2: `theta <- theta - eta * grad L (.) a~`, broadcast as PyTorch does it.
 
     `HAT` does not use it, because it protects nothing: it slows down the weights of units that the *current* task
     leaves out. The chapter measures what it does.
@@ -172,7 +172,7 @@ class HAT(GatedNetwork):
     at most one axis and leads to no units, are kept once per task; larger parameters of that kind (embeddings,
     attention, recurrent layers) are trained with the first task and frozen after it: see `capacity()["frozen"]`.
 
-    Differences from the authors' code: masks become binary when a task ends, as the source says, `1[e > 0]`; what they
+    Differences from the authors' code: masks become binary when a task ends, `1[e > 0]`; what they
     claim is put back after every step, so that momentum, Adam and weight decay cannot move it; BatchNorm and PReLU are
     kept once per task (a task starts with those of the given backbone); gates stand behind activation, dropout and
     pooling, right before something mixes the units (behind pooling a gate costs less, and pooling a gated map or gating

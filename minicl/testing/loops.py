@@ -291,7 +291,7 @@ class Loop:
         clip: the largest norm of all gradients together, if any.
         watch: called after every step.
         closure: hand the step a function that computes the loss.
-        accumulate: so many backward passes a step, of as many parts of the batch.
+        accumulate: so many backward passes per step, of as many parts of the batch.
         autocast: the type of mixed precision, if any.
         scaler: scale the loss against underflow of gradients.
         channels_last: the memory format of the network and of images.
@@ -520,11 +520,11 @@ LOOPS: dict[str, Way] = {
     ),
     "a closure": Way("the step computes the loss itself", {"make": SGD, "closure": True}, same_as="SGD"),
     "L-BFGS": Way(
-        "a closure, many times a step", {**_of(_optim.LBFGS, lr=0.1, max_iter=3), "closure": True, "reuse": False}
+        "a closure, many times per step", {**_of(_optim.LBFGS, lr=0.1, max_iter=3), "closure": True, "reuse": False}
     ),
     "a new optimiser for each task": Way("as `minicl.run` does", {"make": ADAM, "reuse": False}),
     "zeroed gradients": Way("`zero_grad(set_to_none=False)`", {"make": MOMENTUM, "set_to_none": False}),
-    "accumulation": Way("two backward passes a step", {"make": SGD, "accumulate": 2}),
+    "accumulation": Way("two backward passes per step", {"make": SGD, "accumulate": 2}),
     "clipping": Way("`edit_gradients()`, then `clip_grad_norm_`, then the step", {"make": SGD, "clip": 0.5}),
     "one cycle": Way("a learning rate that rises and falls", {"make": MOMENTUM, "schedule": True, "reuse": False}),
     "bf16 autocast": Way("mixed precision", {"make": SGD, "autocast": torch.bfloat16}),
