@@ -61,8 +61,9 @@ LAB = ROOT / "student"
 """Where `make lab` copies the notebooks to: what a reader changes there is never overwritten."""
 
 BRANCH = "student"
-NOT_FOR_STUDENTS = ("book/api", "book/runtimes", "book/teaching")
-"""Pages, and folders of pages, that are not in the edition: the API is asked with `help`, a teacher has the book."""
+NOT_FOR_STUDENTS = ("book/api", "book/playground", "book/runtimes", "book/teaching")
+"""Pages, and folders of pages, that are not in the edition: the API is asked with `help`, the playground needs a
+browser's page, and a teacher has the book."""
 
 FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell", "hide_input", "remove_input"}
 CHECK = re.compile(r'minicl\.check\(\s*"([a-z_]+-\d+)"')
