@@ -52,6 +52,11 @@ class Admission(State):
         Raises:
             ValueError: see `learn`.
         """
+        if any(t.is_inference() for t in (*self.parameters(), *self.buffers())):
+            raise ValueError(
+                "the learner holds tensors that were made in torch.inference_mode(), which nothing can train; make the "
+                "backbone and the learner outside of it"
+            )
         check_task_id(task.id)
         check_scenario(task.scenario)
         self.accepts(task.scenario)

@@ -40,7 +40,7 @@ class FeatureExtraction(Learner):
         return self.networks.real("backbone")
 
     def features(self, x: Tensor, task_id: int | None) -> Tensor:
-        return self.apply_network(self.feature_extractor(), x)
+        return self.apply_kept(self.feature_extractor(), x)
 
     def export_backbone(self, task_id: int | None) -> nn.Module:
         return self.feature_extractor()
@@ -79,7 +79,7 @@ class Individual(Learner):
         del self.networks[str(task_id)]
 
     def features(self, x: Tensor, task_id: int | None) -> Tensor:
-        return self.apply_network(self.networks.real(str(task_id)), x)
+        return self.apply_kept(self.networks.real(str(task_id)), x)
 
     def export_backbone(self, task_id: int | None) -> nn.Module:
         return self.networks.real(str(task_id))

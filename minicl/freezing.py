@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from . import inputs
 from .tensors import TensorDict, in_one_order
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -103,7 +104,14 @@ def passing_tensors(module: nn.Module) -> dict[int, Any]:
 
     for _, part in all_modules(module, True):
         look(vars(part))
-    return {id(tensor): tensor.detach().clone() for tensor in found if not tensor.is_leaf}
+    return {id(t): _by_itself(t) for t in found if not t.is_leaf or torch._C._functorch.is_functorch_wrapped_tensor(t)}
+
+
+def _by_itself(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor, without the graph or the call of torch.func that it comes from."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.detach().clone()
 
 
 _loading: list[bool] = []
@@ -129,7 +137,7 @@ class Hidden(nn.Module):
 
     What averages, clips, resets or switches a network goes over `parameters()`, `buffers()` and `modules()`. A finished
     task must not depend on whether someone does. `state_dict()` holds copies, so that it can still be kept and looked
-    at; `load_state_dict` leaves what is hidden as it is.
+    at; `load_state_dict` leaves what is hidden as it is. Something hidden by the name "" has the names of its owner.
     """
 
     def __init__(self) -> None:
@@ -148,18 +156,15 @@ class Hidden(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, module in self.hidden.items():
             for key, tensor in module.state_dict().items():
-                destination[f"{prefix}{name}.{key}"] = tensor.detach().clone()
+                destination[_below(prefix, name) + key] = tensor.detach().clone()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         if _loading:
             for name in self.hidden:
-                own = {
-                    k.removeprefix(f"{prefix}{name}."): v
-                    for k, v in state_dict.items()
-                    if k.startswith(f"{prefix}{name}.")
-                }
+                below = _below(prefix, name)
+                own = {k.removeprefix(below): v for k, v in state_dict.items() if k.startswith(below)}
                 self.hidden[name].load_state_dict(own)
-        known = {f"{prefix}{name}.{key}": t for name, m in self.hidden.items() for key, t in m.state_dict().items()}
+        known = {_below(prefix, n) + key: t for n, m in self.hidden.items() for key, t in m.state_dict().items()}
         given = {key: state_dict.pop(key) for key in known if key in state_dict}
         far = [k for k, t in given.items() if not _near(t, known[k])]
         if far:
@@ -169,6 +174,11 @@ class Hidden(nn.Module):
                 stacklevel=2,
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _below(prefix: str, name: str) -> str:
+    """What the names of tensors of something hidden begin with."""
+    return f"{prefix}{name}." if name else prefix
 
 
 def _near(given: Tensor, known: Tensor) -> bool:
@@ -216,6 +226,39 @@ class Finished(Private):
         return self.hidden["tensors"]  # type: ignore[return-value]
 
 
+class HiddenTensors(Hidden):
+    """Tensors by name that finished tasks are answered from, and that a file holds under their own names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden[""] = TensorDict()
+
+    @property
+    def tensors(self) -> TensorDict:
+        """By name."""
+        return self.hidden[""]  # type: ignore[return-value]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return self.tensors.nbytes
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __setitem__(self, name: str, tensor: Tensor) -> None:
+        self.tensors[name] = tensor
+
+    def __delitem__(self, name: str) -> None:
+        del self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -241,6 +284,42 @@ def call_with(
         return functional_call(module, dict(tensors), args, kwargs, tie_weights=False)
 
 
+class _Value(torch.autograd.Function):
+    """This value, with the gradients of something that is computed in another way."""
+
+    @staticmethod
+    def forward(ctx: Any, computed: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0], None
+
+
+def one_way(compute: Callable[[Any], Tensor], x: Any) -> Tensor:
+    """`compute(x)`, of what does not learn: the same bits, whether somebody asks for gradients or not.
+
+    PyTorch's LSTM and its attention have one kernel for those who ask for gradients and another for those who do not,
+    with other last bits. The answer is that of the latter; where x requires gradients, they are those of the former.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # inside torch.func, which has rules of its own
+        return compute(x)
+    with torch.no_grad():
+        value = compute(x)
+    if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in inputs.tensors(x)):
+        computed = compute(x)
+        if computed.requires_grad:
+            result: Tensor = _Value.apply(computed, value)
+            return result
+    return value
+
+
+def weight_at(network: nn.Module, name: str) -> nn.Parameter:
+    """A parameter by its name; inside `torch.func.functional_call` the plain tensor that stands in its place."""
+    path, _, last = name.rpartition(".")
+    return network.get_submodule(path)._parameters[last]  # type: ignore[return-value]
+
+
 def every_name(network: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by every name under which a module holds them; a module used in two places comes once.
 
@@ -252,6 +331,33 @@ def every_name(network: nn.Module) -> dict[str, Tensor]:
         for name, tensor in (*module._parameters.items(), *module._buffers.items())
         if tensor is not None
     }
+
+
+def built(network: nn.Module) -> dict[str, str]:
+    """What a network is made of, by path: the kind of each module and the names of its tensors. All norms are one kind,
+    for `convert_sync_batchnorm` changes that and nothing else.
+    """
+    kinds = {
+        path or "(itself)": "norm" if isinstance(module, nn.modules.batchnorm._NormBase) else type(module).__name__
+        for path, module in network.named_modules()
+    }
+    return kinds | dict.fromkeys(every_name(network), "tensor")
+
+
+def check_built(network: nn.Module, before: Mapping[str, str]) -> None:
+    """ValueError where a network is made of other parts than it was."""
+    now = built(network)
+    if now == before:
+        return
+    other = [f"{path!r} is a {now[path]} now" for path in now if before.get(path, now[path]) != now[path]]
+    other += [f"{path!r} is new" for path in now if path not in before]
+    other += [f"{path!r} is gone" for path in before if path not in now]
+    raise ValueError(
+        f"the backbone is made of other parts than when the learner was made: {', '.join(other[:3])}"
+        f"{' and more' if len(other) > 3 else ''}. Finished tasks are answered through the parts that were there. Undo "
+        "it (torch.nn.utils.prune.remove, parametrize.remove_parametrizations), do it before the learner is made, or "
+        "do it to what export returns"
+    )
 
 
 class TaskModules(Hidden, nn.ModuleDict):
@@ -331,7 +437,7 @@ def all_modules(module: nn.Module, private: bool = False) -> Iterator[tuple[str,
         children = [*part._modules.items(), *hidden.items()]
         for name, child in children:
             if child is not None:
-                yield from walk(f"{path}.{name}" if path else name, child)
+                yield from walk(f"{path}.{name}" if path and name else path or name, child)
 
     return walk("", module)
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from . import files, inputs, saving
 from .admission import Admission
-from .freezing import TaskModules, call_with, passing_tensors
+from .freezing import TaskModules, call_with, one_way, passing_tensors
 from .heads import TURNS, Heads, turned, turned_labels
 from .inputs import Tree
 from .judging import Judging
@@ -133,6 +133,7 @@ class Learner(Admission, Judging, Steps, Storable):
         self._writes_input = False  # whether the backbone works in place on what it is given
         self._current: int | None = None  # the task that is being learned
         self._in_progress: InProgress | None = None
+        self._copied_at: int | None = None  # the task that was being learned when this was copied from another learner
         self._made: dict[int, set[str]] = {}  # names of the parameters that `grow` made, by task
         like = next((t for t in backbone.parameters() if t.is_floating_point()), torch.empty(0))
         self.register_buffer("_like", like.new_empty(0), persistent=False)  # where, and in what type, heads are made
@@ -261,6 +262,12 @@ class Learner(Admission, Judging, Steps, Storable):
         result = network(*args, **kwargs) if tensors is None else call_with(network, tensors, args, kwargs, learning)
         return result if self.select is None else self.select(result)
 
+    def apply_kept(self, network: nn.Module, x: Any, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """As `apply_network`, for finished tasks: with tensors of theirs, or a network that is frozen by then."""
+        if tensors is None and not network.__dict__.get("frozen"):
+            return self.apply_network(network, x)
+        return one_way(lambda x: self.apply_network(network, x, tensors), x)
+
     def classify(self, features: Tensor, task_id: int | None) -> Tensor:
         """Logits from features of shape (batch, features), through the head that the scenario asks for."""
         return self.heads.logits(features, task_id)
@@ -282,8 +289,12 @@ class Learner(Admission, Judging, Steps, Storable):
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         memo.update(passing_tensors(self))
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        twin.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
         return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, or a pickle: a task that is being learned can be asked there, and not be learned to its end."""
+        return {**self.__dict__, "_in_progress": None, "_copied_at": self._current}
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """As of every module; refused where an average of an earlier task asks, which would mix up tasks."""

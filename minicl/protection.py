@@ -91,12 +91,19 @@ def check_average(learner: Learner, asking: Any) -> None:
     average = getattr(asking, "module", None) if isinstance(asking, AveragedModel) else None
     if not isinstance(average, type(learner)):
         return
-    made, now = ([*each.tasks, *(p.shape for p in nn.Module.parameters(each))] for each in (average, learner))
+    made, now = (
+        [
+            *each.tasks,
+            *(p.shape for p in nn.Module.parameters(each)),
+            *((b.shape for b in nn.Module.buffers(each)) if asking.use_buffers else ()),
+        ]
+        for each in (average, learner)
+    )
     if made != now:
         raise RuntimeError(
             f"this AveragedModel was made of a learner with tasks {list(average.tasks)}, and the learner has tasks "
             f"{list(learner.tasks)} by now, or has grown. Make a new one for each task, in the function that is given "
-            "to learn, and write it back before that returns"
+            "to learn, after the first step where a memory grows, and write it back before that returns"
         )
 
 
@@ -273,6 +280,12 @@ def around_learn(learn: Callable[[Any, Task, Fit], None]) -> Callable[[Any, Task
 
     @functools.wraps(learn)
     def guarded(self: Learner, task: Task, fit: Fit) -> None:
+        if self._copied_at is not None:
+            raise RuntimeError(
+                f"this is a copy of a learner that was made while task {self._copied_at} was being learned, which "
+                "cannot be learned to its end here: copy between tasks. To go back to the best epoch keep "
+                "learner.state_dict(), and load it before the function that is given to learn returns"
+            )
         if self._current is not None:
             if task.id != self._current or getattr(type(self), "learn", None) is guarded:
                 raise RuntimeError(

@@ -58,6 +58,7 @@ class State(nn.Module):
     _writes_input: bool
     _current: int | None
     _in_progress: InProgress | None
+    _copied_at: int | None
     _made: dict[int, set[str]]
     _like: Tensor
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import minicl
 from minicl import Task
@@ -868,3 +870,171 @@ def test_what_cannot_be_forgotten_is_refused_in_words() -> None:
     minicl.run(shared, minicl.split("digits", 5, "class", n_train=20)[:2], epochs=1, progress=False)
     with pytest.raises(ValueError, match="in scenario 'class' tasks share their outputs"):
         shared.forget(0)
+
+
+# ---- networks and learners that somebody has worked on --------------------------------------------------------------
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.out = nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.read(x.flatten(1).view(-1, 8, 8))[0][:, -1]).relu()
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), nn.Linear(64, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layer(x.flatten(1).view(-1, 8, 8)).flatten(1)).relu()
+
+
+@every_keeper
+@pytest.mark.parametrize("network", [Recurrent, Attending])
+@pytest.mark.filterwarnings("ignore:only .* of what this")
+def test_gradients_of_an_input_change_no_bit_of_the_answer(
+    make: Callable[[nn.Module], minicl.Learner], network: Callable[[], nn.Module]
+) -> None:
+    """PyTorch's LSTM and attention have other kernels for those who ask for gradients."""
+    torch.manual_seed(0)
+    task = stream(1)[0]
+    learner = make(network())
+    learn(learner, [task], epochs=1)
+    x = task.test.x[:20]
+    found = answers(learner, [task])
+    asking = x.clone().requires_grad_()
+    with_graph = learner(asking, 0)
+    assert all(torch.equal(each, found[0]) for each in (*found, with_graph.detach()))
+    (gradient,) = torch.autograd.grad(with_graph[:, 0].sum(), asking)
+    step = 0.01 * torch.randn(x.shape, dtype=torch.float64)
+    double = copy.deepcopy(learner).double()
+    change = double(x.double() + step, 0)[:, 0].sum() - double(x.double() - step, 0)[:, 0].sum()
+    torch.testing.assert_close(2 * (gradient.double() * step).sum(), change, rtol=0.05, atol=1e-3)
+    if not isinstance(learner, minicl.HAT):
+        with torch.no_grad():
+            assert torch.equal(learner.export(0)(x), found[0])
+
+
+@pytest.mark.parametrize("method", ["packnet", "hat", "piggyback", "cpg"])
+def test_a_backbone_that_is_rebuilt_under_finished_tasks_is_refused_in_words(method: str) -> None:
+    tasks = stream(2)
+    learner = minicl.METHODS[method](minicl.mlp(64, 16))
+    learn(learner, tasks[:1])
+    before = answers(learner, tasks[:1])
+    name, layer = next((n, m) for n, m in learner.backbone.named_modules() if isinstance(m, nn.Linear))
+    prune.l1_unstructured(layer, "weight", 0.3)
+    words = rf"made of other parts than when the learner was made: '{name}.weight_orig' is new.*prune.remove"
+    with pytest.raises(ValueError, match=words):
+        learner(tasks[0].test.x, 0)
+    with pytest.raises(ValueError, match=words):
+        learner.learn(tasks[1], lambda: pytest.fail("training began"))
+    prune.remove(layer, "weight")
+    assert same(answers(learner, tasks[:1]), before)
+    activation = next(n for n, m in learner.backbone.named_modules() if isinstance(m, nn.ReLU))
+    setattr(learner.backbone, activation, nn.Tanh())
+    with pytest.raises(ValueError, match=f"'{activation}' is a Tanh now"):
+        learner(tasks[0].test.x, 0)
+
+
+def test_a_weight_that_a_hook_computes_has_no_units_of_its_own() -> None:
+    network = minicl.mlp(64, 16, 12)
+    prune.l1_unstructured(next(m for m in network.modules() if isinstance(m, nn.Linear)), "weight", 0.3)
+    learner, tasks = minicl.HAT(network, c=0.1), stream(2)
+    learn(learner, tasks[:1])
+    before = answers(learner, tasks[:1])
+    learn(learner, tasks[1:])
+    assert same(answers(learner, tasks[:1]), before)
+
+
+@every_keeper
+@pytest.mark.filterwarnings("ignore:.*other tensors of finished tasks differ")
+def test_whatever_a_walk_finds_may_be_overwritten_whole_numbers_too(
+    make: Callable[[nn.Module], minicl.Learner],
+) -> None:
+    """An average with `use_buffers=True` takes bytes for numbers, and rounds them."""
+
+    def other(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point():
+            return torch.full_like(tensor, 0.37)
+        return ~tensor if tensor.dtype == torch.bool else tensor ^ 85
+
+    tasks = stream(2)
+    learner = make(NORMED())
+    learn(learner, tasks, epochs=1)
+    before = answers(learner, tasks)
+    with torch.no_grad():
+        for tensor in (*learner.parameters(), *learner.buffers(), *learner.state_dict().values()):
+            tensor.copy_(other(tensor))
+    learner.load_state_dict({name: other(tensor) for name, tensor in learner.state_dict().items()})
+    assert same(answers(learner, tasks), before)
+
+
+def test_hooks_that_keep_what_passes_do_not_keep_a_learner_from_being_copied() -> None:
+    kept: list[Tensor] = []
+    network = minicl.mlp(64, 16)
+    network.kept = kept  # type: ignore[assignment]
+    for module in network.children():
+        module.register_forward_hook(lambda module, args, out: kept.append(out.detach()))
+    learner = minicl.EWC(network)
+    learn(learner, stream(1), epochs=1)
+    twin = copy.deepcopy(learner)
+    x = stream(1)[0].test.x
+    assert torch.equal(twin.eval()(x, 0), learner.eval()(x, 0))
+
+
+@pytest.mark.parametrize("method", ["hat", "packnet", "pnn", "ewc"])
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda learner: pickle.loads(pickle.dumps(learner))])
+def test_a_copy_made_in_the_middle_of_a_task_can_be_asked_and_says_that_it_cannot_learn(method: str, how: Any) -> None:
+    tasks, copies = stream(2), []
+    learner = minicl.METHODS[method](minicl.mlp(64, 16))
+
+    def fit(epochs: int = 1) -> None:
+        loop(learner, tasks[0])(1)
+        learner.loss(tasks[0].train.x, tasks[0].train.y, 0)
+        copies.extend([how(learner), copy.deepcopy(getattr(learner, "backbone", None))])
+        loop(learner, tasks[0])(1)
+
+    learner.learn(tasks[0], fit)
+    twin = copies[0]
+    twin.loss(tasks[0].train.x, tasks[0].train.y, 0).backward()
+    assert twin.eval()(tasks[0].test.x, 0).shape == (len(tasks[0].test.x), 2)
+    with pytest.raises(RuntimeError, match=r"a copy of a learner that was made while task 0 was being learned"):
+        twin.learn(tasks[1], loop(twin, tasks[1]))
+    learn(learner, tasks[1:])
+    learn(copy.deepcopy(learner), [])
+
+
+def test_an_average_with_the_buffers_of_a_memory_that_grows_is_refused_in_words() -> None:
+    learner, task = minicl.DERpp(minicl.mlp(64, 16), budget=20), stream(1)[0]
+
+    def fit(epochs: int = 1) -> None:
+        average = torch.optim.swa_utils.AveragedModel(learner, use_buffers=True)
+        loop(learner, task)(1)
+        average.update_parameters(learner)
+
+    with pytest.raises(RuntimeError, match="after the first step where a memory grows"):
+        learner.learn(task, fit)
+
+
+def test_tensors_of_inference_mode_are_refused_before_training() -> None:
+    for method in ("finetune", "packnet", "hat"):
+        with torch.inference_mode():
+            network = minicl.mlp(64, 16)
+        with pytest.raises(ValueError, match=r"made in torch.inference_mode\(\).*outside of it"):
+            minicl.METHODS[method](network).learn(stream(1)[0], lambda: pytest.fail("training began"))
+
+
+@every_keeper
+def test_other_tensors_through_functional_call(make: Callable[[nn.Module], minicl.Learner]) -> None:
+    task = stream(1)[0]
+    learner = make(NORMED())
+    learn(learner, [task], epochs=1)
+    tensors, x = {**dict(learner.named_parameters()), **dict(learner.named_buffers())}, task.test.x
+    before = learner(x, 0)
+    for given in (tensors, {name: tensor * 2 for name, tensor in tensors.items()}):
+        assert torch.equal(torch.func.functional_call(learner, given, (x, 0)), before)
+    assert torch.equal(learner(x, 0), before)

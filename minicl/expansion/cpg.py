@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..evaluation import evaluate
-from ..freezing import Finished, Template, copied, every_name
+from ..freezing import Finished, Template, copied, every_name, weight_at
 from ..isolation.owners import Owners, prunable
 from ..isolation.packnet import keep_mask, owned_by
 from ..isolation.shared import OwnedNetwork
@@ -386,7 +386,7 @@ class CPG(OwnedNetwork):
 
     def _shapes(self, width: float) -> dict[str, torch.Size]:
         network = self._network(width)
-        return {layer: network.get_parameter(name).shape for layer, name in self.names.items()}
+        return {layer: weight_at(network, name).shape for layer, name in self.names.items()}
 
     # ---- what must not move ------------------------------------------------------------------------------------------
 

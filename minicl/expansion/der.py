@@ -271,7 +271,7 @@ class DER(Replay):
     def _extract(self, x: Tree, task_id: int) -> Tensor:
         network = self._extractor(task_id)
         if not self._balancing:
-            return self.apply_network(network, x)
+            return self.apply_kept(network, x)
         with evaluating(network), torch.no_grad():
             return self.apply_network(network, x)
 

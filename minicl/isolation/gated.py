@@ -12,7 +12,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import inputs
-from ..freezing import Finished, TaskModules, copied, every_name, one_at_a_time, standalone, switched_off
+from ..freezing import (
+    Finished,
+    HiddenTensors,
+    TaskModules,
+    built,
+    check_built,
+    copied,
+    every_name,
+    one_at_a_time,
+    standalone,
+    switched_off,
+    weight_at,
+)
 from ..learner import Learner, TaskRecord
 from ..tasks import Task
 from ..tensors import TensorDict
@@ -49,10 +61,11 @@ class GatedNetwork(Learner):
         units.check_layers(backbone)
         self.binary = binary
         self.norms = TaskNorms(per_task=True)
-        self.stored_masks = TensorDict()
+        self.stored_masks = HiddenTensors()
         self.finished = Finished()
         self.graph = Graph()
         self.gates = units.Gates()
+        self._made_of: dict[str, str] = {}  # what the backbone is made of, known with the graph
 
     @property
     def sizes(self) -> list[int]:
@@ -87,12 +100,14 @@ class GatedNetwork(Learner):
 
     def features(self, x: Tensor, task_id: int | None) -> Tensor:
         assert task_id is not None
+        if self.tasks[task_id].finished:
+            check_built(self.backbone, self._made_of)
         gates = self.gate_values(self.mask(task_id))
         if not self.tasks[task_id].finished:
             self.gates.values = gates  # and they stay, for what computes a part once more in the backward pass
             return self.apply_network(self.backbone, x)
         with one_at_a_time(), self.gates.set(self.backbone, self.graph, gates):
-            return self.apply_network(self.backbone, x, self.masked_tensors(task_id))
+            return self.apply_kept(self.backbone, x, self.masked_tensors(task_id))
 
     def mixed(self, x: Tensor, alpha: Tensor) -> Tensor:
         if self.graph.own:
@@ -119,7 +134,7 @@ class GatedNetwork(Learner):
                 used = units.aligned(weights.pairs(values, units.both), kept[weights.name])
                 tensors[weights.name] = switched_off(kept[weights.name], used)
             else:
-                tensors[weights.name] = self.backbone.get_parameter(weights.name).detach()
+                tensors[weights.name] = weight_at(self.backbone, weights.name).detach()
         tensors |= {name: kept[name] for name in self.graph.frozen}
         return tensors | {name: tensors[first] for name, first in self.graph.aliases.items()}
 
@@ -150,6 +165,7 @@ class GatedNetwork(Learner):
     @torch.no_grad()
     def keep(self, newest: int | None = None) -> None:
         """What finished tasks read, of the newest one what the backbone holds now; what has no units learns no more."""
+        check_built(self.backbone, self._made_of)
         kept, known, tensors = {}, self.finished.tensors, every_name(self.backbone)
         values = self.graph.evaluate([used > 0 for used in self.used(but=newest)])
         for weights in self.graph.weights:
@@ -212,6 +228,7 @@ class GatedNetwork(Learner):
         run = partial(self.apply_network, x=given)
         self.graph = units.units_of(self.backbone, run, numbers, answers)
         self.structure, self.norms.named = self.graph.plain(), set(self.graph.own)
+        self._made_of = built(self.backbone)
 
     def _recall(self) -> None:
         """Where the units are, as a file has it; one of an older version holds an `nn.Sequential`."""
@@ -220,10 +237,12 @@ class GatedNetwork(Learner):
         else:
             self.graph = Graph.of(self.structure)
             self.norms.named = set(self.graph.own)
+            self._made_of = built(self.backbone)
 
     def grow(self, task: TaskRecord) -> None:
         if not self.graph.layers:  # a file is being loaded
             self._recall()
+        check_built(self.backbone, self._made_of)
         super().grow(task)
         self.norms.add(task.id, self.backbone)
 

@@ -318,6 +318,8 @@ def understood(module: nn.Module) -> bool:
     plain = isinstance(module, kinds) and type(module).forward.__module__.startswith("torch.nn.modules")
     if isinstance(module, TRANSPOSED) and module.groups > 1:
         return False
+    if hasattr(module, "weight") and "weight" not in module._parameters:  # computed by a hook: prune, spectral_norm
+        return False
     return (plain and not hasattr(module, "parametrizations")) or _transposed_linear(module)
 
 

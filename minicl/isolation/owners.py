@@ -9,7 +9,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..freezing import Hidden, every_name
+from ..freezing import Hidden, every_name, weight_at
 from ..tensors import TensorDict, without_dots
 
 LAYERS = (
@@ -50,7 +50,7 @@ class Owners(Hidden):
         """
         weights = {}
         for layer, name in self.names.items():
-            weight, owner = backbone.get_parameter(name), self.index[layer]
+            weight, owner = weight_at(backbone, name), self.index[layer]
             if weight.device != owner.device or weight.shape != owner.shape:
                 raise ValueError(
                     f"layer {layer!r} is on {weight.device} with shape {tuple(weight.shape)}, the index of its owners "

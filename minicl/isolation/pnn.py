@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks, inputs
-from ..freezing import TaskModules, Template, copied, evaluating, parameters_of, standalone
+from ..freezing import TaskModules, Template, copied, evaluating, one_way, parameters_of, standalone
 from ..learner import Fit, Learner, TaskRecord
 from ..networks import is_initial
 from ..saving import put_template, take_template
@@ -240,12 +240,15 @@ class PNN(Learner):
 
     def outputs(self, x: Tensor, task_id: int | None) -> Tensor:
         assert task_id is not None  # the scenario is "task"
-        return self._logits(task_id, self._given(x, task_id))
+        return self._one_way(lambda x: self._logits(task_id, self._given(x, task_id)), x, task_id)
 
     def features(self, x: Tensor, task_id: int | None) -> Tensor:
         """h_L^(k) of the task's own column, shape (batch, features)."""
         assert task_id is not None
-        return self._given(x, task_id)[task_id][HEAD]
+        return self._one_way(lambda x: self._given(x, task_id)[task_id][HEAD], x, task_id)
+
+    def _one_way(self, compute: Callable[[Any], Tensor], x: Any, task_id: int) -> Tensor:
+        return one_way(compute, x) if self.tasks[task_id].finished else compute(x)
 
     def column_ids(self, task_id: int) -> list[int]:
         """The columns that this task's forward pass runs through, its own last."""

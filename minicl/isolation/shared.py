@@ -12,11 +12,14 @@ from ..freezing import (
     Finished,
     FrozenEntries,
     TaskModules,
+    built,
+    check_built,
     copied,
     every_name,
     one_at_a_time,
     standalone,
     switched_off,
+    weight_at,
 )
 from ..learner import Learner, TaskRecord
 from ..saving import in_a_row, out_of_a_row
@@ -52,6 +55,7 @@ class SharedNetwork(Learner):
         self.names = prunable(backbone, type(self).__name__, prunable_too)
         self.norms = norms
         self.finished = Finished()
+        self._made_of = built(backbone)
         self._first_names: dict[str, str] = {}  # of tensors that the backbone uses in several places
         self._fixed: list[nn.Parameter] = []  # what no task trains any more
 
@@ -60,9 +64,11 @@ class SharedNetwork(Learner):
     def features(self, x: Any, task_id: int | None) -> Tensor:
         assert task_id is not None
         with one_at_a_time():
+            if self.tasks[task_id].finished:
+                check_built(self.backbone, self._made_of)
             self.check_place()
             if self.tasks[task_id].finished:
-                return self.apply_network(self.network_of(task_id), x, self.masked_tensors(task_id))
+                return self.apply_kept(self.network_of(task_id), x, self.masked_tensors(task_id))
             self._hold_statistics()
             return self.while_learning(x, task_id)
 
@@ -113,7 +119,7 @@ class SharedNetwork(Learner):
 
     def weights(self) -> dict[str, nn.Parameter]:
         """The weights that are shared, by the name of their layer."""
-        return {layer: self.backbone.get_parameter(name) for layer, name in self.names.items()}
+        return {layer: weight_at(self.backbone, name) for layer, name in self.names.items()}
 
     @property
     def open_names(self) -> set[str]:
@@ -140,6 +146,7 @@ class SharedNetwork(Learner):
     @torch.no_grad()
     def keep(self) -> None:
         """From now on finished tasks read what the backbone holds now; and what is not shared learns no more."""
+        check_built(self.backbone, self._made_of)
         weights = {id(weight): self.names[layer] for layer, weight in self.weights().items()}
         own = {id(tensor) for tensor in self.norms.tensors_of(self.backbone).values()}
         first, kept = dict(weights), {}
@@ -181,6 +188,7 @@ class SharedNetwork(Learner):
     # ---- what it costs, and taking it elsewhere ------------------------------------------------------------
 
     def grow(self, task: TaskRecord) -> None:
+        check_built(self.backbone, self._made_of)
         super().grow(task)
         self.norms.add(task.id, self.backbone)
 

@@ -31,6 +31,10 @@ class Gates:
         self.values: Sequence[Tensor] | None = None
         self._handles: list[Any] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy: the gates are open until the next forward pass, for PyTorch copies no tensor with a graph."""
+        return {**self.__dict__, "values": None}
+
     def attach(self, network: nn.Module, graph: Graph) -> None:
         """Put the gates behind their modules."""
         for number, gate in enumerate(graph.gates):

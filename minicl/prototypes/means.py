@@ -140,7 +140,7 @@ class Prototypes(Learner):
         return self.networks.real("backbone")
 
     def features(self, x: Any, task_id: int | None) -> Tensor:
-        return self.apply_network(self.feature_extractor(), x)
+        return self.apply_kept(self.feature_extractor(), x)
 
     def classify(self, features: Tensor, task_id: int | None) -> Tensor:
         if self._fitting:
