@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import inputs
+from .distributed import check_wrapper
 from .freezing import evaluating
 from .inputs import Tree
 from .records import State, TaskRecord
@@ -41,6 +42,8 @@ class Admission(State):
         record = self.tasks.get(task_id) if isinstance(task_id, int) and not isinstance(task_id, bool) else None
         if record is None or not (record.finished or task_id == self._current):
             raise ValueError(f"the task id is {task_id!r}, which has not been learned; allowed: {self._known()}")
+        if task_id == self._current:
+            check_wrapper(self)
         return task_id if self.scenario == "task" else None
 
     def _known(self) -> str:
@@ -52,10 +55,16 @@ class Admission(State):
         Raises:
             ValueError: see `learn`.
         """
-        if any(t.is_inference() for t in (*self.parameters(), *self.buffers())):
+        tensors = (*self.feature_extractor().parameters(), *self.parameters(), *self.buffers())
+        if any(t.is_inference() for t in tensors):
             raise ValueError(
                 "the learner holds tensors that were made in torch.inference_mode(), which nothing can train; make the "
                 "backbone and the learner outside of it"
+            )
+        if any(t.is_meta for t in tensors):
+            raise ValueError(
+                "the learner holds tensors on the device 'meta', which have no numbers; call backbone.to_empty(device) "
+                "and give it weights before the learner is made"
             )
         check_task_id(task.id)
         check_scenario(task.scenario)

@@ -285,6 +285,13 @@ class Learner(Admission, Judging, Steps, Storable):
         if snapshot is not None:
             snapshot.put_back(self)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if self._current is not None and fn(self._like).dtype != self._like.dtype:
+            raise RuntimeError(
+                f"task {self._current} is being learned; move the learner to another type of numbers between tasks"
+            )
+        return super()._apply(fn, recurse)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin

@@ -157,7 +157,8 @@ def mark_initial(network: Network) -> Network:
 def _digest(network: nn.Module) -> str:
     digest = hashlib.blake2b()
     for tensor in network.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy() if tensor.ndim else b"")
+        numbers = tensor.ndim and not tensor.is_meta
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy() if numbers else b"")
     return digest.hexdigest()
 
 
@@ -198,9 +199,25 @@ def check_backbone(backbone: nn.Module, method: str) -> None:
                 f"{f'layer {name!r}' if name else 'the backbone'} was compiled (torch.compile), and {method} must "
                 "reach its weights; give the network itself, module._orig_mod, and compile what export returns"
             )
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                f"{f'layer {name!r}' if name else 'the backbone'} is a DistributedDataParallel, which averages no "
+                "gradients of heads; give the network itself, module.module, and wrap a module whose forward returns "
+                "learner.loss(x, y, task_id), a new one for each task"
+            )
         if any(isinstance(p, nn.UninitializedParameter) for p in module.parameters(recurse=False)):
             raise ValueError(
                 f"layer {name!r} ({type(module).__name__}) has no weights yet; run a batch through the network first"
+            )
+
+
+def no_replicas(backbone: nn.Module, method: str) -> None:
+    """ValueError where the network copies itself to several devices, and this method puts tensors into it."""
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.DataParallel):
+            raise ValueError(
+                f"{f'layer {name!r}' if name else 'the backbone'} is a DataParallel, into which {method} cannot put "
+                "the weights of a task; give the network itself, module.module, and use DistributedDataParallel"
             )
 
 

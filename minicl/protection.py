@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from .distributed import check_wrapper
 from .freezing import all_modules
 from .records import State
 
@@ -313,6 +314,7 @@ def around_loss(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(loss)
     def counted(self: Learner, *args: Any, **kwargs: Any) -> Tensor:
         if self._in_progress is not None:
+            check_wrapper(self)
             self._in_progress.losses += 1
             if self._in_progress.round:
                 self._in_progress.check_made()

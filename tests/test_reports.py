@@ -6,14 +6,16 @@ import copy
 import pickle
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import prune
 
 import minicl
@@ -1038,3 +1040,75 @@ def test_other_tensors_through_functional_call(make: Callable[[nn.Module], minic
     for given in (tensors, {name: tensor * 2 for name, tensor in tensors.items()}):
         assert torch.equal(torch.func.functional_call(learner, given, (x, 0)), before)
     assert torch.equal(learner(x, 0), before)
+
+
+class Loss(nn.Module):
+    """What is wrapped for several processes."""
+
+    def __init__(self, learner: minicl.Learner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, x: Tensor, y: Tensor, task_id: int) -> Tensor:
+        return self.learner.loss(x, y, task_id)
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    """A group of one process, which is enough for a wrapper."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
+@pytest.mark.parametrize("method", ["finetune", "packnet", "hat", "pnn", "ewc", "der"])
+def test_a_wrapper_that_is_kept_over_tasks_is_noticed(method: str, process_group: None) -> None:
+    tasks, kept = stream(2), {}
+    learner = minicl.METHODS[method](minicl.mlp(64, 16))
+
+    def fit(epochs: int = 1, task: Task = tasks[0], anew: bool = False) -> None:
+        if anew or not kept:
+            kept["model"] = DistributedDataParallel(Loss(learner), find_unused_parameters=True)
+        optimizer = learner.protect(SGD([p for p in learner.parameters() if p.requires_grad], lr=0.1))
+        learner.train()
+        kept["model"](task.train.x, task.train.y, task.id).backward()
+        optimizer.step()
+
+    learner.learn(tasks[0], partial(fit, anew=True))
+    with pytest.raises(RuntimeError, match=r"1.*came after this DistributedDataParallel was made.*Make a new wrapper"):
+        learner.learn(tasks[1], partial(fit, task=tasks[1]))
+    assert learner.learned == [0]
+    learner.learn(tasks[1], partial(fit, task=tasks[1], anew=True))
+    with pytest.raises(ValueError, match=r"the backbone is a DistributedDataParallel.*wrap a module whose forward"):
+        minicl.METHODS[method](DistributedDataParallel(minicl.mlp(64, 16)))
+
+
+@pytest.mark.parametrize("method", ["packnet", "hat", "piggyback", "cpg"])
+def test_replicas_on_several_devices_are_refused_where_tasks_share_a_network(method: str) -> None:
+    with pytest.raises(ValueError, match=r"layer '0' is a DataParallel.*use DistributedDataParallel"):
+        minicl.METHODS[method](nn.Sequential(nn.DataParallel(minicl.mlp(64, 16))))
+
+
+@pytest.mark.parametrize("method", ["packnet", "hat", "gem"])
+def test_another_type_of_numbers_in_the_middle_of_a_task_is_refused(method: str) -> None:
+    tasks = stream(1)
+    learner = minicl.METHODS[method](minicl.mlp(64, 16))
+
+    def fit(epochs: int = 1) -> None:
+        loop(learner, tasks[0])(1)
+        learner.to("cpu")
+        for move in (learner.double, learner.half, partial(learner.to, torch.bfloat16)):
+            with pytest.raises(RuntimeError, match="task 0 is being learned; move the learner to another type"):
+                move()
+
+    learner.learn(tasks[0], fit)
+    learner.double()
+
+
+def test_a_learner_without_numbers_is_refused_before_training() -> None:
+    for method in ("finetune", "packnet", "hat", "pnn", "individual"):
+        with torch.device("meta"):
+            network = minicl.mlp(64, 16)
+        with pytest.raises(ValueError, match="'meta', which have no numbers"):
+            minicl.METHODS[method](network).learn(stream(1)[0], lambda: pytest.fail("training began"))

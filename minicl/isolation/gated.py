@@ -26,6 +26,7 @@ from ..freezing import (
     weight_at,
 )
 from ..learner import Learner, TaskRecord
+from ..networks import no_replicas
 from ..tasks import Task
 from ..tensors import TensorDict
 from . import units
@@ -58,6 +59,7 @@ class GatedNetwork(Learner):
 
     def __init__(self, backbone: nn.Module, binary: bool = True, **hyperparameters: Any) -> None:
         super().__init__(backbone, binary=binary, **hyperparameters)
+        no_replicas(backbone, type(self).__name__)
         units.check_layers(backbone)
         self.binary = binary
         self.norms = TaskNorms(per_task=True)

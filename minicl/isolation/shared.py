@@ -22,6 +22,7 @@ from ..freezing import (
     weight_at,
 )
 from ..learner import Learner, TaskRecord
+from ..networks import no_replicas
 from ..saving import in_a_row, out_of_a_row
 from ..tensors import TensorDict, first
 from .mixing import mixed_features
@@ -52,6 +53,7 @@ class SharedNetwork(Learner):
         self, backbone: nn.Module, prunable_too: Sequence[str], norms: TaskNorms, **hyperparameters: Any
     ) -> None:
         super().__init__(backbone, **hyperparameters)
+        no_replicas(backbone, type(self).__name__)
         self.names = prunable(backbone, type(self).__name__, prunable_too)
         self.norms = norms
         self.finished = Finished()
