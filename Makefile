@@ -18,7 +18,7 @@ export OMP_NUM_THREADS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book student site student-test epub test unit notebooks lint soak browser-test format hooks serve lab clean distclean
+.PHONY: help setup book student site student-test slides epub test unit notebooks lint soak browser-test format hooks serve lab clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ site: student epub ## the book as it is published: _build/html, with downloads
 
 student-test: $(READY) ## run every notebook of the student's edition, outside the clone
 	$(BIN)/python tools/edition.py test
+
+slides: $(READY) ## slides for teaching, from the figures of the run: _build/slides/index.html (needs npm, once)
+	$(BIN)/python tools/fill_cache.py
+	$(BIN)/python tools/slides.py
 
 epub: $(READY) ## the book for reading offline: _build/epub/continual-learning.epub
 	$(BIN)/python tools/fill_cache.py
