@@ -340,6 +340,14 @@ def _() -> Any:
     minicl.certify(learner, minicl.permuted("digits", 2, seed=0, n_train=20))
 
 
+@entry("The certificate says that there is no digest")
+def _() -> Any:
+    task = tasks(n=1)[0]
+    learner = minicl.FineTune(mlp())
+    learner.learn(task, trains(learner, task, lambda: learner.protect(SGD(learner.parameters()))))
+    return str(minicl.certify(learner, [task])).splitlines()[0]
+
+
 # ---- saving ----------------------------------------------------------------------------------------------------------
 
 
