@@ -43,6 +43,7 @@ from .samples import LazySamples, Samples
 from .streams import STREAMS, permuted, rotated, split
 from .sweeps import Sweep, sweep
 from .tasks import SCENARIOS, Task, TaskStream
+from .tensors import same_bits
 from .training import run
 
 try:
@@ -146,6 +147,7 @@ __all__ = [
     "preset",
     "rotated",
     "run",
+    "same_bits",
     "split",
     "sweep",
     "testing",

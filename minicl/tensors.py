@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterable, Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,40 @@ def in_one_order(tensor: Tensor) -> Tensor:
     """
     usual = torch.empty(tensor.shape, device="meta").stride()
     return tensor if tensor.stride() == usual else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Whether `a` and `b` are the same, bit for bit: of one type and shape, with the same bytes.
+
+    So NaN is the same as itself, and minus zero is not the same as zero, though equal to it. This is what the book
+    means by "bit for bit", and what `certify` compares.
+
+    Args:
+        a, b: tensors or NumPy arrays of any shape; or lists, tuples or dictionaries of them, which must have the same
+            length or the same keys.
+
+    Raises:
+        TypeError: something else than these.
+    """
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(same_bits(value, b[key]) for key, value in a.items())
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(same_bits, a, b))
+    for value in (a, b):
+        if not isinstance(value, (Tensor, np.ndarray, Mapping, list, tuple)):
+            raise TypeError(
+                f"bits of a {type(value).__name__} cannot be compared; allowed: tensors, NumPy arrays, and lists, "
+                "tuples or dictionaries of them"
+            )
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bytes(a), _bytes(b))
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    return False
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
 class TensorDict(nn.Module):

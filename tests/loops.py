@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import minicl
+from minicl import same_bits
 from minicl.testing import loops
 from minicl.testing.loops import (
     ADAM,
@@ -23,7 +24,6 @@ from minicl.testing.loops import (
     answers,
     known,
     logits,
-    same_bits,
     state,
 )
 

@@ -3,10 +3,38 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
+import numpy as np
+import pytest
 import torch
 
+import minicl
 from minicl.tensors import TensorDict
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array], ids=["tensor", "array"])
+def test_same_bits_are_the_same_bytes_of_one_type_and_shape(kind: Any) -> None:
+    one = kind([[0.0, 1.0, float("nan")]])
+    assert minicl.same_bits(one, kind([[0.0, 1.0, float("nan")]]))  # NaN is the same as itself
+    assert not minicl.same_bits(one, kind([[-0.0, 1.0, float("nan")]]))  # and zero has a sign
+    assert not minicl.same_bits(one, kind([0.0, 1.0, float("nan")]))
+    assert not minicl.same_bits(kind([0, 0]), kind([0.0, 0.0]))
+    assert not minicl.same_bits(kind([1.0]), kind([1.0 + 2**-20]))
+
+
+def test_same_bits_of_collections() -> None:
+    x, y = torch.randn(3, 2), torch.arange(4, dtype=torch.uint8)
+    assert minicl.same_bits({"a": x, "b": [y, y]}, {"b": (y, y.clone()), "a": x.clone()})
+    assert minicl.same_bits(x.T, x.T.contiguous())  # how it lies in memory is no part of it
+    assert minicl.same_bits(torch.tensor(True), torch.tensor(True))
+    assert minicl.same_bits(x[:0], x[:0].clone())
+    for other in ({"a": x}, {"a": x, "c": [y, y]}, {"a": x, "b": [y]}, [x, [y, y]], x):
+        assert not minicl.same_bits({"a": x, "b": [y, y]}, other)
+    assert not minicl.same_bits(x, x.numpy())
+    for other in (1.0, None, "bits"):
+        with pytest.raises(TypeError, match="allowed: tensors, NumPy arrays"):
+            minicl.same_bits(x, other)
 
 
 def test_names_may_hold_dots() -> None:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 import minicl
 
-from .loops import ADAM, LOOPS, WAYS_TO_ASK, Loop, answer, in_every_way, known, logits, same_bits, small_tasks, state
+from ..tensors import same_bits
+from .loops import ADAM, LOOPS, WAYS_TO_ASK, Loop, answer, in_every_way, known, logits, small_tasks, state
 from .methods import METHODS, Method
 from .strictness import strict
 from .writers import WRITERS, Scene, Writer

@@ -140,18 +140,6 @@ def state(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-def same_bits(a: Mapping[str, Tensor] | Sequence[Tensor], b: Mapping[str, Tensor] | Sequence[Tensor]) -> bool:
-    """Whether there are as many tensors, of the same names, with the same bits; NaN, too, equals itself."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and same_bits(list(a.values()), [b[name] for name in a])
-    if isinstance(a, Mapping) or isinstance(b, Mapping):
-        return False
-    return len(a) == len(b) and all(
-        p.dtype == q.dtype and p.shape == q.shape and (torch.equal(p, q) or p.numpy().tobytes() == q.numpy().tobytes())
-        for p, q in zip(a, b, strict=True)
-    )
-
-
 # ---- optimisers that do more than step -------------------------------------------------------------------------------
 
 

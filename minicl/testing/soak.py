@@ -31,8 +31,9 @@ from tqdm import tqdm
 
 import minicl
 
+from ..tensors import same_bits
 from . import networks
-from .loops import ADAM, LOOPS, Loop, in_every_way, same_bits, small_tasks
+from .loops import ADAM, LOOPS, Loop, in_every_way, small_tasks
 from .methods import METHODS, Method
 from .writers import WRITERS, Scene
 
