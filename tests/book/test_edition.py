@@ -116,11 +116,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "# The book\n\nIt begins.\n\n$$\nz\n$$ (eq-zero)\n\n"
         "```{toctree}\n:caption: Part\npage\nother\napi/part\ntroubleshooting\n```\n"
     )
-    (book / "other.md").write_text("# The other\n\n## Deeper\n\nBack to [](page.ipynb).\n")
+    (book / "other.md").write_text("# The other\n\n## Deeper\n\nBack to [](page.ipynb), and {ref}`chapter-1`.\n")
     (book / "api" / "part.md").write_text("# Part\n\n```{py:function} minicl.run(learner, *, epochs=10)\nRuns.\n```\n")
     shutil.copyfile(scripts.BOOK / "troubleshooting.md", book / "troubleshooting.md")
     settings: dict[str, Any] = {
-        "extensions": ["myst_nb", "sphinx_design", "edition"],
+        "extensions": ["myst_nb", "sphinx_design", "edition", "exercise_boxes"],
         "nb_execution_mode": "off",
         "myst_enable_extensions": ["dollarmath"],
         "root_doc": "book/index",
@@ -164,6 +164,16 @@ def test_boxes_are_quotations_with_titles_and_formulas_that_jupyterlab_reads(sai
     assert "> **Exercise 1 (build): a function**\n>\n> Write $x^2$:" in said
     assert "> $$ x \\cdot x $$" in said  # on one line: JupyterLab would take the marks of the quotation into it
     assert "> <details>\n> <summary>Hints</summary>\n>\n> Multiply.\n>\n> </details>" in said
+
+
+def test_boxes_of_exercises_are_headings_with_anchors_that_the_text_can_name(built: Path) -> None:
+    page = (built / "html" / "book" / "page.html").read_text()
+    box = re.search(r'<div class="[\w ]*admonition" id="chapter-2">\s*<p ([^>]*)>(.*?)</p>', page)
+    assert box, "the name that check knows is the anchor"
+    assert box[1] == 'aria-level="3" class="admonition-title" role="heading"'
+    assert box[2].startswith('Exercise 2 (recall): a word<a class="headerlink" href="#chapter-2"')
+    other = (built / "html" / "book" / "other.html").read_text()
+    assert re.search(r'href="page.html#chapter-1"><span[^>]*>Exercise 1 \(build\): a function</span></a>', other)
 
 
 def test_answers_take_the_place_of_solutions(student: NotebookNode) -> None:
