@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import METHODS
-from . import Hint, call, compare, exercise, texts
+from .. import METHODS, tensors
+from . import Hint, call, compare, exercise, texts, without
 
 NEEDS = {
     "exact and small": (
@@ -45,69 +45,64 @@ def _values(n: int) -> np.ndarray:
     return torch.rand(n, dtype=torch.float64).numpy()
 
 
+def _error_of(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
 @exercise("comparison-2")
-def half_width(answer: Any) -> str:
-    """A function of values, shape (n,), and t: half of the width of the interval for their mean."""
-    cases = [(_values(n), t) for n, t in ((2, 12.71), (5, 2.776), (10, 2.262))]
+def lower_end(answer: Any) -> str:
+    """A function of a and b, shape (n,), one entry a seed, and t: the lower end of the interval of a - b, in pairs."""
+    cases = []
+    for n, t in ((3, 4.303), (5, 2.776), (10, 2.262)):
+        of_seed = _values(n)
+        cases.append((of_seed + 0.2 * _values(n), of_seed + 0.1 * _values(n), t))
     compare(
         answer,
-        lambda values, t: t * values.std(ddof=1) / np.sqrt(len(values)),
+        lambda a, b, t: float((a - b).mean()) - t * _error_of(a - b),
         cases=cases,
         mistakes={
+            "not paired": (
+                (
+                    lambda a, b, t: float(a.mean() - b.mean()) - t * float(np.hypot(_error_of(a), _error_of(b))),
+                    lambda a, b, t: float(a.mean() - b.mean()) - t * (_error_of(a) + _error_of(b)),
+                ),
+                "You take the spread of each method by itself, and what a seed does to both is in there twice. Take "
+                "the differences first.",
+            ),
+            "ends taken off": (
+                lambda a, b, t: float(a.mean() - b.mean()) - t * (_error_of(a) - _error_of(b)),
+                "You take one lower end off the other. The interval of a difference has an end of its own.",
+            ),
+            "the upper end": (
+                lambda a, b, t: float((a - b).mean()) + t * _error_of(a - b),
+                "That is the upper end. Which one must lie above zero?",
+            ),
+            "no interval": (
+                lambda a, b, t: float((a - b).mean()),
+                "That is the mean difference. How far down does its interval go?",
+            ),
+            "the half width": (
+                lambda a, b, t: t * _error_of(a - b),
+                "That is half of the width. From what is it taken off?",
+            ),
+            "the other way round": (
+                lambda a, b, t: float((b - a).mean()) - t * _error_of(a - b),
+                "You ask whether b is ahead of a.",
+            ),
             "divided by n": (
-                lambda values, t: t * values.std() / np.sqrt(len(values)),
-                "NumPy divides by n. One of the n differences is given by the others, since they add up to zero.",
+                lambda a, b, t: float((a - b).mean()) - t * float((a - b).std()) / float(np.sqrt(len(a))),
+                "NumPy's std divides by n. One of the n differences is given by the others, as they add up to zero.",
             ),
             "spread of the values": (
-                lambda values, t: t * values.std(ddof=1),
+                lambda a, b, t: float((a - b).mean()) - t * float((a - b).std(ddof=1)),
                 "That is about one run. The mean of n runs is surer than one of them.",
-            ),
-            "no root": (
-                lambda values, t: t * values.std(ddof=1) / len(values),
-                "The spread of a mean falls more slowly than that: four times the runs, half the width.",
-            ),
-            "whole width": (
-                lambda values, t: 2 * t * values.std(ddof=1) / np.sqrt(len(values)),
-                "That is the whole interval. Behind ± stands half of it.",
             ),
         },
     )
-    return "With five seeds t is nearly 2.8, with a hundred nearly 2: few seeds are punished twice."
+    return "Where it is above zero, a is ahead: minicl.claims.above asks for nothing else."
 
 
 @exercise("comparison-3")
-def columns(answer: Any) -> str:
-    """A function of T, c, u: parameters of T columns of c, with a connection of u from each to every later one."""
-    cases = [(1, 10, 3), (2, 10, 3), (5, 100, 40), (20, 17610, 11000)]
-    compare(
-        answer,
-        lambda T, c, u: T * c + T * (T - 1) / 2 * u,
-        cases=cases,
-        mistakes={
-            "every pair twice": (
-                lambda T, c, u: T * c + T * (T - 1) * u,
-                "You count connections in both directions. An old column never listens to a new one.",
-            ),
-            "one connection a column": (
-                lambda T, c, u: T * c + (T - 1) * u,
-                "Column k listens to all columns before it, not only to the last.",
-            ),
-            "half of the square": (
-                lambda T, c, u: T * c + T**2 / 2 * u,
-                "There are T^2 pairs if a column listens to itself and in both directions. Leave out the T of the "
-                "diagonal before you halve.",
-            ),
-            "itself too": (
-                lambda T, c, u: T * c + T * (T + 1) / 2 * u,
-                "A column has no lateral connection to itself: the first has none at all.",
-            ),
-            "columns alone": (lambda T, c, u: T * c, "That is how separate networks grow. What joins the columns?"),
-        },
-    )
-    return "The square of T wins in the end, however thin the connections are."
-
-
-@exercise("comparison-4")
 def still_free(answer: Any) -> str:
     """A function of p, T: the share that is free after T tasks which each keep the share p of what is free."""
     cases = [(0.5, 1), (0.5, 3), (0.1, 10), (0.25, 20)]
@@ -140,7 +135,7 @@ def still_free(answer: Any) -> str:
     return "It never reaches zero, and that is no comfort: the twentieth task gets a share of nearly nothing."
 
 
-@exercise("comparison-5")
+@exercise("comparison-4")
 def unchanged(answer: Any) -> str:
     """A function of logits then and now, arrays of shape (n, classes): True only where every bit is the same."""
     then = torch.randn(6, 3).numpy()
@@ -151,15 +146,15 @@ def unchanged(answer: Any) -> str:
     zeros[2, 0], lost[5, 2] = 0.0, np.nan
     minus = zeros.copy()
     minus[2, 0] = -0.0
-    for was, now, same, hint, mistake in (
-        (then, then.copy(), True, "Nothing has changed there, and your function says otherwise.", "never true"),
-        (then, doubled, False, "The same classes win, but the logits are others.", "same winners"),
-        (then, nudged, False, "One number has moved by its last bit. Rounding counts.", "close enough"),
-        (then, then[:5], False, "A row is missing there.", "shorter"),
-        (zeros, minus, False, "A zero has become minus zero. They are equal, but not bit for bit.", "equal numbers"),
-        (lost, lost.copy(), True, "No bit has changed, but NaN is not equal to itself.", "NaN"),
+    for was, now, hint, mistake in (
+        (then, then.copy(), "Nothing has changed there, and your function says otherwise.", "never true"),
+        (then, doubled, "The same classes win, but the logits are others.", "same winners"),
+        (then, nudged, "One number has moved by its last bit. Rounding counts.", "close enough"),
+        (then, then[:5], "A row is missing there.", "shorter"),
+        (zeros, minus, "A zero has become minus zero. They are equal, but not bit for bit.", "equal numbers"),
+        (lost, lost.copy(), "No bit has changed, but NaN is not equal to itself.", "NaN"),
     ):
-        said = call(answer, was, now)
+        said = call(without(tensors, answer), was, now)
         if isinstance(said, torch.Tensor) and said.ndim == 0:
             said = said.item()
         if not isinstance(said, (bool, np.bool_)):
@@ -169,7 +164,7 @@ def unchanged(answer: Any) -> str:
                 + (f"an array of shape {tuple(shape)}. When is the whole of it the same?" if shape else f"{said!r}."),
                 mistake="no single answer",
             )
-        if bool(said) is not same:
+        if bool(said) is not tensors.same_bits(was, now):
             raise Hint(hint, mistake=mistake)
     return "minicl keeps a digest of those bytes: twenty of them, however many logits there are."
 
@@ -198,7 +193,7 @@ def _marked(indices: Any, n: int) -> np.ndarray:
     return np.isin(np.arange(n), found).astype(np.float64)
 
 
-@exercise("comparison-6")
+@exercise("comparison-5")
 def undominated(answer: Any) -> str:
     """A function of bytes and acc, arrays with an entry a method: indices, in rising order, of the undominated ones."""
     cases = [

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy import stats
+
+import minicl
 
 NEEDS = {"exact and small": "packnet", "exact and endless": "pnn", "no id": "er"}
 
@@ -32,16 +35,15 @@ def beaten_by_twins(stored: Any, acc: Any) -> list[int]:
 RIGHT = {
     "comparison-1": [NEEDS, {**NEEDS, "exact and small": " HAT ", "no id": "DER++", "exact and endless": "individual"}],
     "comparison-2": [
-        lambda values, t: t * values.std(ddof=1) / len(values) ** 0.5,
-        lambda values, t: t * (((values - values.mean()) ** 2).sum() / (len(values) - 1) / len(values)) ** 0.5,
+        lambda a, b, t: (a - b).mean() - t * (a - b).std(ddof=1) / len(a) ** 0.5,
+        lambda a, b, t: np.mean(a - b) - t * stats.sem(a - b),
     ],
-    "comparison-3": [lambda T, c, u: T * c + T * (T - 1) // 2 * u, lambda T, c, u: sum(c + k * u for k in range(T))],
-    "comparison-4": [lambda p, T: (1 - p) ** T, lambda p, T: np.prod([1 - p] * T)],
-    "comparison-5": [
+    "comparison-3": [lambda p, T: (1 - p) ** T, lambda p, T: np.prod([1 - p] * T)],
+    "comparison-4": [
         lambda then, now: then.shape == now.shape and then.tobytes() == now.tobytes(),
         lambda then, now: then.shape == now.shape and np.array_equal(then.view(np.int32), now.view(np.int32)),
     ],
-    "comparison-6": [front],
+    "comparison-5": [front],
 }
 
 WRONG = {
@@ -52,19 +54,16 @@ WRONG = {
         "a fence is not enough": {**NEEDS, "no id": "agem"},
     },
     "comparison-2": {
-        "divided by n": lambda values, t: t * np.std(values) / len(values) ** 0.5,
-        "spread of the values": lambda values, t: t * np.std(values, ddof=1),
-        "no root": lambda values, t: t * np.std(values, ddof=1) / len(values),
-        "whole width": lambda values, t: 2 * t * np.std(values, ddof=1) / len(values) ** 0.5,
+        "not paired": lambda a, b, t: a.mean() - b.mean() - t * (stats.sem(a) ** 2 + stats.sem(b) ** 2) ** 0.5,
+        "ends taken off": lambda a, b, t: (a.mean() - t * stats.sem(a)) - (b.mean() - t * stats.sem(b)),
+        "the upper end": lambda a, b, t: (a - b).mean() + t * stats.sem(a - b),
+        "no interval": lambda a, b, t: (a - b).mean(),
+        "the half width": lambda a, b, t: t * stats.sem(a - b),
+        "the other way round": lambda a, b, t: (b - a).mean() - t * stats.sem(b - a),
+        "divided by n": lambda a, b, t: (a - b).mean() - t * (a - b).std() / len(a) ** 0.5,
+        "spread of the values": lambda a, b, t: (a - b).mean() - t * (a - b).std(ddof=1),
     },
     "comparison-3": {
-        "every pair twice": lambda T, c, u: T * (c + (T - 1) * u),
-        "one connection a column": lambda T, c, u: c + (T - 1) * (c + u),
-        "half of the square": lambda T, c, u: T * (c + T * u / 2),
-        "itself too": lambda T, c, u: sum(c + k * u for k in range(1, T + 1)),
-        "columns alone": lambda T, c, u: c * T,
-    },
-    "comparison-4": {
         "share of the whole": lambda p, T: 1 - T * p,
         "what is used": lambda p, T: 1 - (1 - p) ** T,
         "p for 1 - p": lambda p, T: p**T,
@@ -73,7 +72,8 @@ WRONG = {
         "times": lambda p, T: T - p * T,
         "one task too few": lambda p, T: (1 - p) ** T / (1 - p),
     },
-    "comparison-5": {
+    "comparison-4": {
+        "the package's own": minicl.same_bits,
         "never true": lambda then, now: then is now,
         "same winners": lambda then, now: len(then) == len(now) and (then.argmax(1) == now.argmax(1)).all(),
         "close enough": lambda then, now: then.shape == now.shape and np.allclose(then, now),
@@ -82,7 +82,7 @@ WRONG = {
         "no single answer": lambda then, now: then == now,
         "shorter": lambda then, now: all((a == b).all() for a, b in zip(then, now, strict=False)),
     },
-    "comparison-6": {
+    "comparison-5": {
         "better in both": beaten_in_both,
         "twins beat each other": beaten_by_twins,
         "the dominated ones": lambda stored, acc: [i for i in range(len(acc)) if i not in front(stored, acc)],
