@@ -1,17 +1,20 @@
-"""The teacher's page: its script marks answers, and the exercises that it names exist."""
+"""The teacher's page: its command marks answers, and the exercises that it names exist."""
 
 from __future__ import annotations
 
+import csv
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import scripts
 from scripts import BOOK
 
 import minicl
 import minicl.exercises
+from minicl import marking
 
 PAGE, FRONT = BOOK / "teaching.md", BOOK / "index.md"
 CHAPTERS = {"why_networks_forget": "forgetting", "three_scenarios": "scenarios", "measuring_forgetting": "measuring"}
@@ -19,52 +22,90 @@ CHAPTERS = {"why_networks_forget": "forgetting", "three_scenarios": "scenarios",
 STEP = "def step(g1, g2, H1, lr):\n    return {sign}lr * g1 @ g2 + lr**2 / 2 * g2 @ H1 @ g2\n\n"
 HANDED_IN = {
     "ada": STEP.format(sign="-") + "ANSWERS = {'forgetting-3': [2, -1, 0], 'forgetting-4': step}",
-    "bob": "print('MARKED 2 of 2 right')\n" + STEP.format(sign="+") + "ANSWERS = {'forgetting-4': step}",
+    "bob": "print('right')\n"
+    + STEP.format(sign="+")
+    + "ANSWERS = {'forgetting-4': step, 'forgeting-3': 1, 'hat-1': 1}",
     "broken": "def step(:\n",
-    "empty": "",
     "exits": "raise SystemExit(0)",
     "missing": None,
-    "raises": "ANSWERS = {'forgetting-3': [1 / 0]}",
 }
-MARKS = {
-    "ada": ["2 of 2 right"],
-    "bob": ["0 of 2 right", "  forgetting-3: not handed in", "  forgetting-4: The step is -lr * g2: a sign is lost"],
-    "broken": ["cannot be marked: SyntaxError"],
-    "empty": ["cannot be marked: KeyError: 'ANSWERS'"],
-    "exits": ["cannot be marked: it ended early"],
-    "missing": ["cannot be marked: FileNotFoundError"],
-    "raises": ["cannot be marked: ZeroDivisionError"],
-}
+MARKS = """ada: 2 of 2 right
+bob: 0 of 2 right
+  forgetting-3: not handed in
+  forgetting-4: The step is -lr * g2: a sign is lost
+  warning: 'forgeting-3' is no exercise; is 'forgetting-3' meant?
+  warning: 'hat-1' was not set
+broken: cannot be marked: SyntaxError
+exits: cannot be marked: it ended early
+missing: cannot be marked: FileNotFoundError
+
+The class:
+  forgetting-3: 1 of 2 right; 1 x not handed in
+  forgetting-4: 1 of 2 right; 1 x sign of the first term""".splitlines()
+ASKED = ["--set", "forgetting-3", "forgetting-4"]
 
 
-def mark(folder: Path, handed_in: dict[str, str | None], seconds: int) -> list[str]:
-    """What the script of the page prints for these files."""
-    (script,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M)
-    script, changed = re.subn(r"^SECONDS = \d+", f"SECONDS = {seconds}", script, flags=re.M)
-    script, also = re.subn(r"^SET = .*", 'SET = ["forgetting-3", "forgetting-4"]', script, flags=re.M)
-    assert changed == also == 1
-    (folder / "mark.py").write_text(script, encoding="utf-8")
-    for name, code in handed_in.items():
+def mark(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """What the command of the page does."""
+    command = [sys.executable, "-m", "minicl.marking", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def handed_in(folder: Path, files: dict[str, str | None]) -> Path:
+    for name, code in files.items():
         (folder / "handed_in" / name).mkdir(parents=True)
         if code is not None:
             (folder / "handed_in" / name / "answers.py").write_text(code)
     (folder / "handed_in" / "notes.txt").write_text("no student")
-    done = subprocess.run([sys.executable, "mark.py"], cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()
+    return folder / "handed_in"
 
 
-def test_script_marks_a_folder_of_answers_whatever_is_in_it(tmp_path: Path) -> None:
-    lines = iter(mark(tmp_path, HANDED_IN, seconds=300))
-    for name, (first, *more) in MARKS.items():
-        assert next(lines).startswith(f"{name}: {first}")
-        for hint in more:
-            assert next(lines).startswith(hint)
-    assert list(lines) == []
+def test_a_folder_of_answers_is_marked_whatever_is_in_it(tmp_path: Path) -> None:
+    done = mark(handed_in(tmp_path, HANDED_IN), *ASKED, "--out", tmp_path / "marks.csv")
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(MARKS), done.stderr
+    for line, expected in zip(lines, MARKS, strict=True):
+        assert line.startswith(expected)
+    with (tmp_path / "marks.csv").open(newline="") as file:
+        rows = {row["student"]: row for row in csv.DictReader(file)}
+    assert list(rows["ada"].values()) == ["ada", "2", "2", "right", "right", ""]
+    assert rows["bob"]["forgetting-3"] == "not handed in"
+    assert rows["bob"]["forgetting-4"] == "sign of the first term"
+    assert rows["bob"]["note"].startswith("'forgeting-3' is no exercise")
+    assert rows["exits"]["note"] == "it ended early"
 
 
-def test_script_goes_on_after_a_file_that_never_ends(tmp_path: Path) -> None:
-    lines = mark(tmp_path, {"eve": "while True:\n    pass\n", "fay": "while True:\n    pass\n"}, seconds=1)
-    assert lines == [f"{name}: cannot be marked: not done after 1 seconds" for name in ("eve", "fay")]
+def test_a_file_that_never_ends_costs_its_student_alone(tmp_path: Path) -> None:
+    folder = handed_in(tmp_path, {"eve": "while True:\n    pass\n"})
+    assert mark(folder, *ASKED, "--seconds", "1").stdout.startswith("eve: cannot be marked: not done after 1 seconds\n")
+
+
+def test_a_table_is_marked_and_a_word_needs_no_quotes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "answers.csv"
+    rows = ["Name,measuring-1,forgetting-3,measuring-44", 'ada,-0.2,"[2, -1, 0]",', "bob,minus a fifth,,7"]
+    table.write_text("\ufeff" + "\n".join(rows), encoding="utf-8")
+    marking.main([str(table), "--set", "measuring-1", "forgetting-3"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["ada: 2 of 2 right", "bob: 0 of 2 right"]
+    assert said[2].startswith("  measuring-1: The answer is a str; numbers are asked for")
+    assert "  warning: 'measuring-44' is no exercise; is 'measuring-1' meant?" in said
+
+
+def test_what_cannot_be_marked_at_all_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in [
+        ([str(tmp_path), "--set", "forgetting-99"], "this chapter has: forgetting-1"),
+        ([str(tmp_path / "none"), "--set", "forgetting-1"], "a folder with a folder for each student"),
+    ]:
+        with pytest.raises(SystemExit):
+            marking.main(arguments)
+        assert words in capsys.readouterr().err
+
+
+def test_the_page_shows_the_command() -> None:
+    (command,) = re.findall(r"^python -m minicl.marking (.*)$", PAGE.read_text(encoding="utf-8"), re.M)
+    given = marking.parser().parse_args(command.split())
+    assert given.asked[0] == "forgetting-1"
+    assert given.out
 
 
 def minutes() -> tuple[dict[str, int], dict[str, float]]:
