@@ -70,6 +70,9 @@ CHECK = re.compile(r'minicl\.check\(\s*"([a-z_]+-\d+)"')
 OPEN = re.compile(r"\{[a-zA-Z][\w:-]*\}`|^[> ]*[:`]{3,}\{|\[\?\]|\(\?\)", re.MULTILINE)
 """What should have been filled in: a role, a directive, a reference that leads nowhere."""
 
+SOLVED = "<details>\n<summary>Solution</summary>"
+"""How a solution begins on a page without code."""
+
 MOVES = "Run this cell, and the figure moves."
 
 SOLUTIONS = re.compile(r" Afterwards: \[solutions\]\(solutions/\w+\.ipynb\)\.")
@@ -273,7 +276,9 @@ def notebooks(
     code = {i: without_glue(cell.source) for i, cell in enumerate(cells) if cell.cell_type == "code"}
     sources, files = with_its_files(list(code.values()), root)
     code = dict(zip(code, sources, strict=True))
-    has_solutions = any(is_solution(cell) for cell in cells)
+    folded = any(isinstance(piece, Block) and piece.text.startswith(SOLVED) for piece in pieces)
+    has_solutions = folded or any(is_solution(cell) for cell in cells)
+    installs = repository if executed is not None or folded else ""
     done = -1
     exercise, answered = "", False
 
@@ -286,6 +291,12 @@ def notebooks(
 
     for piece in pieces:
         if isinstance(piece, Block):
+            if exercise and piece.text.startswith(SOLVED):
+                for name_of in CHECK.findall(exercise)[:1]:
+                    student.run("import minicl\n\n" * (not cells) + answer_cell(exercise, name_of))
+                solved.say(piece.text)
+                exercise = ""
+                continue
             is_exercise = piece.title.startswith("Exercise") or (piece.heading and "Exercise " in piece.text)
             if is_exercise:
                 exercise, answered = piece.text, False
@@ -297,8 +308,8 @@ def notebooks(
             if piece.heading and done < 0 and len(student.waiting) == 1 and not student.cells:
                 student.say(_note(name, executed is not None, has_solutions))
                 student.flush()
-                _beginning(student, files, repository if executed is not None else "")
-                _solutions_beginning(solved, piece.text, name, files, repository)
+                _beginning(student, files, installs)
+                _solutions_beginning(solved, piece.text, name, files, repository, has_code=bool(cells))
             continue
         catch_up(piece.index)
         done = piece.index
@@ -348,9 +359,12 @@ def _beginning(builder: Builder, files: dict[str, str], repository: str) -> None
         builder.run(unpacking(files), folded=True)
 
 
-def _solutions_beginning(builder: Builder, heading: str, name: str, files: dict[str, str], repository: str) -> None:
-    builder.say(f"# Solutions: {heading.lstrip('# ')}\n\n*First the code of [the page](../{name}.ipynb), folded.*")
-    _beginning(builder, files, repository)
+def _solutions_beginning(
+    builder: Builder, heading: str, name: str, files: dict[str, str], repository: str, has_code: bool
+) -> None:
+    first = f"First the code of [the page](../{name}.ipynb), folded." if has_code else f"[The page](../{name}.ipynb)."
+    builder.say(f"# Solutions: {heading.lstrip('# ')}\n\n*{first}*")
+    _beginning(builder, files, repository if has_code else "")
 
 
 # What the pages have in common

@@ -57,6 +57,16 @@ SECOND = """````{admonition} Exercise 2 (recall): a word
 :class: note
 Say it: `minicl.check("chapter-2", "...")`
 ````"""
+ON_A_PAGE_OF_TEXT = """````{admonition} Exercise 1 (recall): a number
+`minicl.check("other-1", ...)`
+````
+
+```{dropdown} Solution
+It is seven.
+```
+
+## After it
+"""
 GLUED = """from functools import partial
 from myst_nb import glue
 from pathlib import Path
@@ -116,7 +126,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "# The book\n\nIt begins.\n\n$$\nz\n$$ (eq-zero)\n\n"
         "```{toctree}\n:caption: Part\npage\nother\napi/part\ntroubleshooting\n```\n"
     )
-    (book / "other.md").write_text("# The other\n\n## Deeper\n\nBack to [](page.ipynb), and {ref}`chapter-1`.\n")
+    (book / "other.md").write_text(
+        "# The other\n\n## Deeper\n\nBack to [](page.ipynb), and {ref}`chapter-1`.\n\n" + ON_A_PAGE_OF_TEXT
+    )
     (book / "api" / "part.md").write_text("# Part\n\n```{py:function} minicl.run(learner, *, epochs=10)\nRuns.\n```\n")
     shutil.copyfile(scripts.BOOK / "troubleshooting.md", book / "troubleshooting.md")
     settings: dict[str, Any] = {
@@ -183,6 +195,16 @@ def test_answers_take_the_place_of_solutions(student: NotebookNode) -> None:
         'answer = ...\n\nminicl.check("chapter-2", answer)',
     ]
     assert not any("secret" in source or "lambda" in source for source in code)
+
+
+def test_a_page_of_text_has_cells_for_answers_and_its_solutions_elsewhere(built: Path) -> None:
+    student = nbformat.read(built / "student" / "other.ipynb", as_version=4)
+    code = [cell.source for cell in student.cells if cell.cell_type == "code"]
+    assert code == ['import minicl\n\nanswer = ...\n\nminicl.check("other-1", answer)']
+    assert "seven" not in "".join(cell.source for cell in student.cells)
+    solved = nbformat.read(built / "student" / "solutions" / "other.ipynb", as_version=4)
+    assert "Exercise 1 (recall)" in solved.cells[-2].source
+    assert "It is seven." in "".join(cell.source for cell in solved.cells)
 
 
 def test_solutions_are_in_a_folder_of_their_own(built: Path) -> None:
