@@ -15,6 +15,8 @@ A chapter's exercises are one module here, named as the exercises are: `forgetti
         return "It says nothing about which task was lost."      # optional: a word to those who got it right
 
 - The docstring says in one line what is asked for and of what type the answer is.
+- Words, a number or a matrix are no function but data: `declare(name, Words(...))`, `one_number(...)` or `Numbers(...)`
+  of `_declared.py`. The pages of the book judge such an answer too, with the same table and without Python.
 - Take the answer apart with `number`, `array`, `text`, `texts`, `call`, and judge it with `is_number`, `is_text`,
   `compare`; all of them raise `Hint` where the answer has the wrong type or shape, is NaN, or raises an error itself.
   For a learner, look at what it does, and `raise Hint("...", mistake="...")`. Whatever else is raised becomes a hint.
@@ -118,7 +120,7 @@ def exercise(name: str) -> Callable[[Checker], Checker]:
 
 def chapters() -> list[str]:
     """The chapters that have exercises."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def exercises(chapter: str) -> list[str]:
@@ -281,7 +283,8 @@ Where a mistake is made in several ways, a tuple of them stands in the first pla
 """
 
 
-def _ways(wrong: Any) -> tuple[Any, ...]:
+def ways(wrong: Any) -> tuple[Any, ...]:
+    """The ways in which a mistake of the table is made."""
     return wrong if isinstance(wrong, tuple) else (wrong,)
 
 
@@ -294,16 +297,9 @@ USUAL = {
 
 def is_number(answer: Any, right: float, mistakes: Mistakes, tolerance: float = 1e-6) -> None:
     """Hint unless the answer is the number `right`, to within `tolerance`, relative and absolute."""
-    value = number(answer)
-    if close(value, right, tolerance):
-        return
-    for name, (wrong, words) in mistakes.items():
-        if any(close(value, way, tolerance) for way in _ways(wrong)):
-            raise Hint(words, mistake=name)
-    for name, (factor, words) in USUAL.items():
-        if close(value, factor * right, tolerance):
-            raise Hint(words, mistake=name)
-    raise Hint(f"{value:.6g} is too {'large' if value > right else 'small'}. Work it out again, step by step.")
+    from ._declared import one_number
+
+    one_number("A number.", right, mistakes, tolerance=tolerance).judge(answer)
 
 
 def is_text(answer: Any, right: str, mistakes: Mapping[str, str], what: str = "The answer") -> None:
@@ -339,7 +335,7 @@ def compare(
         return all(m.shape == v.shape and close(m, v, tolerance) for m, (v, _) in zip(made, values, strict=True))
 
     for name, (wrong, words) in mistakes.items():
-        if any(map(explains, _ways(wrong))):
+        if any(map(explains, ways(wrong))):
             raise Hint(words, mistake=name)
     for name, (factor, words) in USUAL.items():
         if all(close(value, factor * expected, tolerance) for value, expected in values):

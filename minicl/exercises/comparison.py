@@ -9,36 +9,45 @@ import numpy as np
 import torch
 
 from .. import METHODS, tensors
-from . import Hint, call, compare, exercise, texts, without
+from . import Hint, call, compare, exercise, without
+from ._declared import Mistake, Words, declare
 
 NEEDS = {
     "exact and small": (
-        {"packnet", "hat"},
+        frozenset({"packnet", "hat"}),
         "Which methods promise that no bit changes, in a network that does not grow?",
     ),
-    "exact and endless": ({"pnn", "individual"}, "A network of fixed size is full one day. Which methods have none?"),
+    "exact and endless": (
+        frozenset({"pnn", "individual"}),
+        "A network of fixed size is full one day. Which methods have none?",
+    ),
     "no id": (
-        {"er", "derpp", "gem"},
+        frozenset({"er", "derpp", "gem"}),
         "Isolation must be told the task id, and springs did not help in Class-IL. What did?",
     ),
 }
 
 
-@exercise("comparison-1")
-def which_method(answer: Any) -> str:
-    """A dictionary from "exact and small", "exact and endless", "no id" to the name of a method each."""
-    holds = f"a method for each of {', '.join(map(repr, NEEDS))}"
-    given = texts(answer, NEEDS, holds, "Your answer to {!r}", sorted(METHODS))
-    for need, (right, hint) in NEEDS.items():
-        name = given[need]
-        if (need, name) == ("no id", "agem"):
-            raise Hint(
+declare(
+    "comparison-1",
+    Words(
+        'A dictionary from "exact and small", "exact and endless", "no id" to the name of a method each.',
+        right={need: right for need, (right, _) in NEEDS.items()},
+        mistakes=[
+            *(Mistake(f"{need} wrong", hint, {need: None}) for need, (_, hint) in NEEDS.items() if need != "no id"),
+            Mistake(
+                "a fence is not enough",
                 "A-GEM keeps pictures too, but as a fence, not to learn from. How far did it get in Class-IL?",
-                mistake="a fence is not enough",
-            )
-        if name not in right:
-            raise Hint(hint, mistake=f"{need} wrong")
-    return "There is no best method, only a best one for a need: the three answers differ."
+                {"no id": "agem"},
+            ),
+            Mistake("no id wrong", NEEDS["no id"][1], {"no id": None}),
+        ],
+        praise="There is no best method, only a best one for a need: the three answers differ.",
+        allowed=sorted(METHODS),
+        what="Your answer to '{}'",
+        holds=f"a method for each of {', '.join(map(repr, NEEDS))}",
+    ),
+)
 
 
 def _values(n: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,29 +12,44 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import FineTune, mlp
-from . import Hint, array, call, close, compare, exercise, texts
+from . import Hint, call, compare, exercise
+from ._declared import Case, Is, Mistake, Numbers, Row, Words, declare, entries, linear
 
 Array = NDArray[np.float64]
 
 
-@exercise("forgetting-1")
-def vocabulary(answer: Any) -> str:
-    """What each plan is called: a dictionary from the letters "a" to "e" to the names in the list."""
-    right = {"a": "continual", "b": "feature extraction", "c": "fine-tuning", "d": "joint", "e": "meta-learning"}
-    hints = {
-        ("a", "fine-tuning"): "Plan a trains on and on too, but read its last words: what counts in the end?",
-        ("a", "joint"): "Are the first year's pictures still there in plan a?",
-        ("b", "fine-tuning"): "In plan b, which weights may still move?",
-        ("c", "feature extraction"): "In plan c, does anything stay as it was?",
-        ("c", "continual"): "Does plan c ask whether the cats are still known at the end?",
-        ("d", "continual"): "In plan d, does any data ever go away?",
-        ("e", "continual"): "In plan e, are the tasks kept, or are they practice for tasks to come?",
-    }
-    for letter, name in texts(answer, right).items():
-        if name != right[letter]:
-            words = hints.get((letter, name), "Ask what data is there, what may move, and what counts in the end.")
-            raise Hint(f"Not {name} for plan {letter}. {words}", mistake=f"{letter}: {name}")
-    return "All learn from more than one task; only a is judged by all of them with the data of one at a time."
+PLANS = {"a": "continual", "b": "feature extraction", "c": "fine-tuning", "d": "joint", "e": "meta-learning"}
+
+WHY_NOT = {
+    ("a", "fine-tuning"): "Plan a trains on and on too, but read its last words: what counts in the end?",
+    ("a", "joint"): "Are the first year's pictures still there in plan a?",
+    ("b", "fine-tuning"): "In plan b, which weights may still move?",
+    ("c", "feature extraction"): "In plan c, does anything stay as it was?",
+    ("c", "continual"): "Does plan c ask whether the cats are still known at the end?",
+    ("d", "continual"): "In plan d, does any data ever go away?",
+    ("e", "continual"): "In plan e, are the tasks kept, or are they practice for tasks to come?",
+}
+
+declare(
+    "forgetting-1",
+    Words(
+        'What each plan is called: a dictionary from the letters "a" to "e" to the names in the list.',
+        right=PLANS,
+        mistakes=[
+            Mistake(
+                f"{letter}: {name}",
+                f"Not {name} for plan {letter}. "
+                + WHY_NOT.get((letter, name), "Ask what data is there, what may move, and what counts in the end."),
+                {letter: name},
+            )
+            for letter, right in PLANS.items()
+            for name in PLANS.values()
+            if name != right
+        ],
+        praise="All learn from more than one task; only a is judged by all of them with the data of one at a time.",
+        what="The name for {}",
+    ),
+)
 
 
 def _left_behind(theta: Array, x1: Array, y1: float, x2: Array, y2: float) -> float:
@@ -93,24 +109,54 @@ def left_behind(answer: Any) -> str:
     return "If task 1 was solved before, all that matters is the angle between x1 and x2, and how wrong task 2 was."
 
 
-@exercise("forgetting-3")
-def harmless(answer: Any) -> str:
-    """An input of task 2 that cannot make the network forget x1 = (1, 2, 2): three numbers, not all zero."""
-    x1 = np.array([1.0, 2.0, 2.0])
-    x2 = array(answer, (3,))
-    if close(x2, 0):
-        raise Hint("With an input of zeros task 2 has no gradient, and can never be learned.", mistake="zeros")
-    if close(np.cross(x1, x2), 0):
-        raise Hint(
-            "This input points along x1 itself: every step for it changes what task 1 answers as much as can be.",
-            mistake="parallel",
-        )
-    if not close(x1 @ x2, 0):
-        raise Hint(
-            f"A step along this input changes the answer to x1: their product is {x1 @ x2:.3g}. What must it be?",
-            mistake="product not zero",
-        )
-    return "At right angles: a step for the one does not show in the other. Isolation builds such tasks on purpose."
+X1 = np.array([1.0, 2.0, 2.0])
+
+
+def _apart(k: int, x2: Array) -> float:
+    """An entry of the cross product, which is zero where x2 points along x1."""
+    return float(np.cross(X1, x2)[k])
+
+
+def _both(rows: list[Row]) -> list[Row]:
+    """Rows and their opposites: their largest is the largest in size."""
+    return [*rows, *(tuple(-weight for weight in row) for row in rows)]
+
+
+declare(
+    "forgetting-3",
+    Numbers(
+        "An input of task 2 that cannot make the network forget x1 = (1, 2, 2): three numbers, not all zero.",
+        [
+            Case(
+                "With an input of zeros task 2 has no gradient, and can never be learned.",
+                [Is("size", "near", 0, 1e-6)],
+                mistake="zeros",
+            ),
+            Case(
+                "This input points along x1 itself: every step for it changes what task 1 answers as much as can be.",
+                [Is("apart", "near", 0, 1e-6)],
+                mistake="parallel",
+            ),
+            Case(
+                "At right angles: a step for the one does not show in the other. "
+                "Isolation builds such tasks on purpose.",
+                [Is("product", "near", 0, 1e-6)],
+                right=True,
+            ),
+            Case(
+                "A step along this input changes the answer to x1: their product is {product:.3g}. What must it be?",
+                [],
+                mistake="product not zero",
+            ),
+        ],
+        shape=(3,),
+        quantities={
+            "size": _both(entries((3,))),
+            "apart": _both([row for k in range(3) for row in linear(partial(_apart, k), (3,))]),
+            "product": linear(lambda x2: X1 @ x2, (3,)),
+        },
+    ),
+)
 
 
 def _change(g1: Array, g2: Array, H1: Array, lr: float) -> float:

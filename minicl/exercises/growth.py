@@ -10,25 +10,34 @@ import torch
 from torch import Tensor
 
 from ..expansion.den import reachable, soft_threshold
-from . import Hint, compare, exercise, texts
+from . import compare, exercise
+from ._declared import Mistake, Words, declare
 
 ADDS = {"Piggyback": "a mask", "CPG": "a mask, and width if needed", "DEN": "units", "DER": "an extractor"}
 
 
-@exercise("growth-1")
-def adds(answer: Any) -> str:
-    """What each of the four adds for a further task: a dictionary from "Piggyback", "CPG", "DEN" and "DER" to words."""
-    given = texts(answer, ADDS, what="What {} adds")
-    if given["DER"] != ADDS["DER"]:
-        raise Hint(
-            "DER is Dynamically Expandable Representation here. What is frozen when a task ends, as a whole?",
-            mistake="the wrong representation",
-        )
-    if given["DEN"] != ADDS["DEN"]:
-        raise Hint("DEN looks at single units: it re-trains, adds and splits them.", mistake="not by units")
-    if given["Piggyback"] != ADDS["Piggyback"] or given["CPG"] != ADDS["CPG"]:
-        raise Hint("One of the two masks a network that never changes its size.", mistake="who widens")
-    return "From one bit per weight to a whole network per task: the four differ in the size of what they add."
+declare(
+    "growth-1",
+    Words(
+        'What each of the four adds for a further task: a dictionary from "Piggyback", "CPG", "DEN", "DER" to words.',
+        right=ADDS,
+        mistakes=[
+            Mistake(
+                "the wrong representation",
+                "DER is Dynamically Expandable Representation here. What is frozen when a task ends, as a whole?",
+                {"DER": None},
+            ),
+            Mistake("not by units", "DEN looks at single units: it re-trains, adds and splits them.", {"DEN": None}),
+            Mistake(
+                "who widens",
+                "One of the two masks a network that never changes its size.",
+                [{"Piggyback": None}, {"CPG": None}],
+            ),
+        ],
+        praise="From one bit per weight to a whole network per task: the four differ in the size of what they add.",
+        what="What {} adds",
+    ),
+)
 
 
 @exercise("growth-2")

@@ -12,7 +12,8 @@ from .. import permuted
 from ..evaluation import evaluate
 from ..isolation import hat
 from ..isolation.hat import HAT
-from . import Hint, array, call, compare, exercise, texts
+from . import Hint, array, call, compare, exercise
+from ._declared import Mistake, Words, declare
 
 WORDS = {"a": "score", "b": "gate", "c": "temperature", "d": "mask", "e": "accumulated mask"}
 
@@ -25,13 +26,22 @@ SAYS = {
 }
 
 
-@exercise("hat-1")
-def vocabulary(answer: Any) -> str:
-    """What each thing is called: a dictionary from the letters "a" to "e" to the names in the list."""
-    for letter, name in texts(answer, WORDS).items():
-        if name != WORDS[letter]:
-            raise Hint(f"Not {name} for {letter}. {SAYS[name]}", mistake=f"{letter}: {name}")
-    return "From the score to the mask it is one number per unit and task; only the temperature between them changes."
+declare(
+    "hat-1",
+    Words(
+        'What each thing is called: a dictionary from the letters "a" to "e" to the names in the list.',
+        right=WORDS,
+        mistakes=[
+            Mistake(f"{letter}: {name}", f"Not {name} for {letter}. {says}", {letter: name})
+            for letter, right in WORDS.items()
+            for name, says in SAYS.items()
+            if name != right
+        ],
+        praise="From the score to the mask it is one number per unit and task; "
+        "only the temperature between them changes.",
+        what="The name for {}",
+    ),
+)
 
 
 def _s(b: int, B: int, s_max: float) -> float:

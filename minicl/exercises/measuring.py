@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from .. import metrics
-from . import Hint, array, call, close, compare, exercise, is_number, number, without
+from . import Hint, call, close, compare, exercise, number, without
+from ._declared import Case, Is, Numbers, Row, declare, entries, linear, one_number
 
 Array = NDArray[np.float64]
 
@@ -24,54 +26,57 @@ def _matrices(n: int = 6) -> list[tuple[Array]]:
     return [(torch.rand(size, size, dtype=torch.float64).numpy(),) for size in sizes]
 
 
-@exercise("measuring-1")
-def by_hand(answer: Any) -> str:
-    """BWT of the matrix on the page, worked out by hand: a number."""
-    R = BY_HAND
-    is_number(
-        answer,
-        metrics.backward_transfer(R),
+declare(
+    "measuring-1",
+    one_number(
+        "BWT of the matrix on the page, worked out by hand: a number.",
+        metrics.backward_transfer(BY_HAND),
         mistakes={
             "divided by all tasks": (
-                metrics.backward_transfer(R) * 2 / 3,
+                metrics.backward_transfer(BY_HAND) * 2 / 3,
                 "The last task has no later tasks that could harm it: over how many tasks is the mean?",
             ),
             "best instead of first": (
-                -metrics.forgetting(R),
+                -metrics.forgetting(BY_HAND),
                 "You compare with the best moment: forgetting, its sign turned. BWT compares with the diagonal.",
             ),
             "one task only": (
-                (R[-1, 0] - R[0, 0], R[-1, 1] - R[1, 1]),
+                (BY_HAND[-1, 0] - BY_HAND[0, 0], BY_HAND[-1, 1] - BY_HAND[1, 1]),
                 "That is one task alone. BWT is the mean over all tasks but the last.",
             ),
             "forgetting": (
-                metrics.forgetting(R),
+                metrics.forgetting(BY_HAND),
                 "That is forgetting, F. BWT compares with the diagonal, and what is lost counts below zero.",
             ),
             "last column": (
-                float((R[:-1, -1] - np.diag(R)[:-1]).mean()),
+                float((BY_HAND[:-1, -1] - np.diag(BY_HAND)[:-1]).mean()),
                 "You took the last column. What the network knows in the end stands in the last row.",
             ),
             "every later moment": (
-                float(np.mean([R[1, 0] - R[0, 0], R[2, 0] - R[0, 0], R[2, 1] - R[1, 1]])),
+                float(
+                    np.mean(
+                        [BY_HAND[1, 0] - BY_HAND[0, 0], BY_HAND[2, 0] - BY_HAND[0, 0], BY_HAND[2, 1] - BY_HAND[1, 1]]
+                    )
+                ),
                 "You compare every later moment with the diagonal. BWT looks at the end alone.",
             ),
             "the first row": (
-                float((R[-1] - R[0])[:-1].mean()),
+                float((BY_HAND[-1] - BY_HAND[0])[:-1].mean()),
                 "You compare with the first row. Each task is compared with the moment when it had just been learned.",
             ),
             "ACC": (
-                float(R[-1].mean()),
+                float(BY_HAND[-1].mean()),
                 "That is ACC, the mean of the last row. From what is it to be taken off?",
             ),
             "sum": (
-                2 * metrics.backward_transfer(R),
+                2 * metrics.backward_transfer(BY_HAND),
                 "The differences are right, and added up. What turns a sum into a mean?",
             ),
         },
+        praise="Negative: what came later did harm.",
         tolerance=1e-3,
-    )
-    return "Negative: what came later did harm."
+    ),
+)
 
 
 @exercise("measuring-2")
@@ -159,32 +164,59 @@ def forgetting(answer: Any) -> str:
     return "It may be negative: then the end is better than every moment before it."
 
 
-@exercise("measuring-4")
-def hidden(answer: Any) -> str:
-    """An accuracy matrix of three tasks with BWT of at least 0 and forgetting of at least 0.2: shape (3, 3)."""
-    R = array(answer, (3, 3), "Your matrix", gaps=True)
-    if np.isnan(R[np.tril_indices(3)]).any():
-        raise Hint(
-            "NaN may stand above the diagonal, where a task had no head yet. From the diagonal on every task has been "
-            "learned, and has an accuracy.",
-            mistake="NaN below",
-        )
-    if np.nanmax(R) > 1 or np.nanmin(R) < 0:
-        raise Hint("Accuracies are shares between 0 and 1; some of yours are not.", mistake="no accuracies")
-    backward, lost = metrics.backward_transfer(R), metrics.forgetting(R)
-    if backward < -1e-9:
-        raise Hint(
-            f"Its BWT is {backward:.3f}: on average the end is worse than the moment at which a task had been learned. "
-            "F looks at another moment. When could that be?",
-            mistake="BWT is negative",
-        )
-    if lost < 0.2 - 1e-9:
-        raise Hint(
-            f"Its BWT is fine, but F is only {lost:.3f}. "
-            "Let a task be known best neither when it was learned nor in the end.",
-            mistake="F is too small",
-        )
-    return "Task 0 was known best in the middle. BWT never looks there."
+def _forgetting(T: int) -> list[Row]:
+    """F of a matrix: the largest of the sums that compare the last row with one earlier row for each task."""
+    rows: list[Row] = []
+    for before in product(range(T - 1), repeat=T - 1):
+        weights = np.zeros((T, T))
+        for task, row in enumerate(before):
+            weights[row, task] += 1 / (T - 1)
+            weights[-1, task] -= 1 / (T - 1)
+        rows.append((*weights.reshape(-1).tolist(), 0.0))
+    return rows
+
+
+declare(
+    "measuring-4",
+    Numbers(
+        "An accuracy matrix of three tasks with BWT of at least 0 and forgetting of at least 0.2: shape (3, 3).",
+        [
+            Case(
+                "NaN may stand above the diagonal, where a task had no head yet. From the diagonal on every task has "
+                "been learned, and has an accuracy.",
+                [Is("learned", "unknown")],
+                mistake="NaN below",
+            ),
+            *(
+                Case("Accuracies are shares between 0 and 1; some of yours are not.", when, mistake="no accuracies")
+                for when in ([Is("largest", "above", 1)], [Is("minus the smallest", "above", 0)])
+            ),
+            Case(
+                "Its BWT is {BWT:z.3f}: on average the end is worse than the moment at which a task had been learned. "
+                "F looks at another moment. When could that be?",
+                [Is("BWT", "below", -1e-9)],
+                mistake="BWT is negative",
+            ),
+            Case(
+                "Its BWT is fine, but F is only {F:z.3f}. "
+                "Let a task be known best neither when it was learned nor in the end.",
+                [Is("F", "below", 0.2 - 1e-9)],
+                mistake="F is too small",
+            ),
+            Case("Task 0 was known best in the middle. BWT never looks there.", [], right=True),
+        ],
+        shape=(3, 3),
+        quantities={
+            "learned": [(*np.tri(3).reshape(-1).tolist(), 0.0)],
+            "largest": entries((3, 3)),
+            "minus the smallest": entries((3, 3), sign=-1),
+            "BWT": linear(metrics.backward_transfer, (3, 3)),
+            "F": _forgetting(3),
+        },
+        what="Your matrix",
+        gaps=True,
+    ),
+)
 
 
 @exercise("measuring-5")

@@ -3,37 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..isolation.packnet import keep_mask, used_by
-from . import Hint, compare, exercise, is_number, text
+from . import compare, exercise
+from ._declared import Mistake, Where, Words, declare, one_number
 
 STEPS = ["train", "prune", "re-train", "freeze"]
 
 
-@exercise("packnet-1")
-def order(answer: Any) -> str:
-    """What happens with each task, in order: a list of "freeze", "prune", "re-train" and "train"."""
-    if not isinstance(answer, (list, tuple)) or len(answer) != len(STEPS):
-        raise Hint(f"The answer should be a list of the four words {', '.join(map(repr, sorted(STEPS)))}, in order.")
-    given = [text(word, sorted(STEPS), f"Word {i}") for i, word in enumerate(answer, 1)]
-    if len(set(given)) < len(STEPS):
-        raise Hint("Each of the four happens once for each task.", mistake="a step twice")
-    at = {word: given.index(word) for word in STEPS}
-    if at["prune"] < at["train"]:
-        raise Hint("What is pruned before training? Sizes say nothing yet.", mistake="pruned before trained")
-    if at["freeze"] < at["re-train"]:
-        raise Hint(
-            "What is frozen cannot be trained again. What do the weights that stay need after others have been "
-            "taken from them?",
-            mistake="frozen too early",
-        )
-    if at["re-train"] < at["prune"]:
-        raise Hint("Re-training repairs something. What has to happen first?", mistake="re-trained before pruned")
-    return "The weights that pruning released are free: the next task trains them, and reads all that is frozen."
+def _before(earlier: str, later: str) -> list[Where]:
+    """All places at which one word stands before another."""
+    return [{str(i): earlier, str(j): later} for i, j in combinations(range(1, 5), 2)]
+
+
+declare(
+    "packnet-1",
+    Words(
+        'What happens with each task, in order: a list of "freeze", "prune", "re-train" and "train".',
+        right={str(i): step for i, step in enumerate(STEPS, 1)},
+        mistakes=[
+            Mistake(
+                "a step twice",
+                "Each of the four happens once for each task.",
+                [where for step in STEPS for where in _before(step, step)],
+            ),
+            Mistake(
+                "pruned before trained",
+                "What is pruned before training? Sizes say nothing yet.",
+                _before("prune", "train"),
+            ),
+            Mistake(
+                "frozen too early",
+                "What is frozen cannot be trained again. What do the weights that stay need after others have been "
+                "taken from them?",
+                _before("freeze", "re-train"),
+            ),
+            Mistake(
+                "re-trained before pruned",
+                "Re-training repairs something. What has to happen first?",
+                _before("re-train", "prune"),
+            ),
+        ],
+        praise="The weights that pruning released are free: the next task trains them, and reads all that is frozen.",
+        what="Word {}",
+        holds=f"the four words {', '.join(map(repr, sorted(STEPS)))}, in order",
+        in_order=True,
+    ),
+)
 
 
 def _most(weight: Tensor, keep_ratio: float, among: Tensor) -> Tensor:
@@ -308,42 +329,44 @@ def bytes_for_owners(answer: Any) -> str:
     return "For ten tasks: an eighth of what the weights take, in float32."
 
 
-@exercise("packnet-7")
-def drift(answer: Any) -> str:
-    """A frozen weight after the steps of the story, if only its gradient is masked: a number, to three decimals."""
-    weight, velocity, lr, momentum, decay = 2.0, 0.5, 0.5, 0.9, 0.1
+WEIGHT = 2.0
 
-    def after(steps: int, v: float = velocity, d: float = decay) -> float:
-        w = weight
-        for _ in range(steps):
-            v = momentum * v + d * w
-            w -= lr * v
-        return w
 
-    first = momentum * velocity + decay * weight
-    is_number(
-        answer,
-        after(2),
+def _after(steps: int, velocity: float = 0.5, decay: float = 0.1, pulled_from: float | None = None) -> float:
+    """Where the weight of the story is, if decay pulls at it as it is, or as it was at `pulled_from`."""
+    weight = WEIGHT
+    for _ in range(steps):
+        velocity = 0.9 * velocity + decay * (weight if pulled_from is None else pulled_from)
+        weight -= 0.5 * velocity
+    return weight
+
+
+declare(
+    "packnet-7",
+    one_number(
+        "A frozen weight after the steps of the story, if only its gradient is masked: a number, to three decimals.",
+        _after(2),
         mistakes={
-            "does not move": (weight, "A gradient of zero is not a step of zero. Write out what SGD does with it."),
+            "does not move": (WEIGHT, "A gradient of zero is not a step of zero. Write out what SGD does with it."),
             "no momentum": (
-                after(2, v=0.0),
+                _after(2, velocity=0.0),
                 "You let weight decay pull, but the velocity that is left from the task before pushes too.",
             ),
             "no decay": (
-                after(2, d=0.0),
+                _after(2, decay=0.0),
                 "You let the old velocity push, but weight decay pulls as well: it joins the gradient of zero.",
             ),
-            "one step": (after(1), "That is after one step. Two are taken."),
+            "one step": (_after(1), "That is after one step. Two are taken."),
             "decay of the old weight": (
-                weight - lr * (first + momentum * first + decay * weight),
+                _after(2, pulled_from=WEIGHT),
                 "Near, but not there. Weight decay pulls at the weight as it is now, not as it was at the start.",
             ),
             "uphill": (
-                2 * weight - after(2),
+                2 * WEIGHT - _after(2),
                 "The way is as long as it should be, but a step goes against the velocity.",
             ),
         },
+        praise="So PackNet does not trust the gradient: it clears the optimiser's memory, or puts the weight back.",
         tolerance=4e-4,  # three decimals
-    )
-    return "So PackNet does not trust the gradient: it clears the optimiser's memory, or puts the weight back."
+    ),
+)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..metrics import learning_curve_area
-from . import Hint, compare, exercise, number, texts
+from . import compare, exercise
+from ._declared import Mistake, Words, declare, one_number
 
 MOVES = {
     "column of task 0": "frozen",
@@ -22,28 +23,38 @@ MOVES = {
 }
 
 
-@exercise("pnn-1")
-def what_moves(answer: Any) -> str:
-    """What moves while task 2 is learned? A dictionary from the six parts to "moves" or "frozen"."""
-    given = texts(answer, MOVES, f"a word for each of {', '.join(map(repr, MOVES))}", "Your answer to {!r}")
-    if given["lateral from column 0 to column 1"] == "moves":
-        raise Hint(
-            "That lateral is part of what computes for task 1. If it moved, what would become of task 1's answers?",
-            mistake="old laterals move",
-        )
-    if given["lateral from column 0 to column 2"] == "frozen":
-        raise Hint(
-            "That lateral begins in a frozen column, but it belongs to the new one: it was made for task 2.",
-            mistake="new laterals frozen",
-        )
-    for part, right in MOVES.items():
-        if given[part] != right:
-            raise Hint(
-                f"Look again at the {part}: "
-                + ("its task is finished." if right == "frozen" else "task 2 is the one that is learned."),
-                mistake=f"{part} {given[part]}",
-            )
-    return "A lateral belongs to the column that it leads into. That is why no arrow leads back."
+declare(
+    "pnn-1",
+    Words(
+        'What moves while task 2 is learned? A dictionary from the six parts to "moves" or "frozen".',
+        right=MOVES,
+        mistakes=[
+            Mistake(
+                "old laterals move",
+                "That lateral is part of what computes for task 1. If it moved, what would become of task 1's answers?",
+                {"lateral from column 0 to column 1": "moves"},
+            ),
+            Mistake(
+                "new laterals frozen",
+                "That lateral begins in a frozen column, but it belongs to the new one: it was made for task 2.",
+                {"lateral from column 0 to column 2": "frozen"},
+            ),
+            *(
+                Mistake(
+                    f"{part} {'moves' if right == 'frozen' else 'frozen'}",
+                    f"Look again at the {part}: "
+                    + ("its task is finished." if right == "frozen" else "task 2 is the one that is learned."),
+                    {part: None},
+                )
+                for part, right in MOVES.items()
+                if not part.startswith("lateral")
+            ),
+        ],
+        praise="A lateral belongs to the column that it leads into. That is why no arrow leads back.",
+        what="Your answer to '{}'",
+        holds=f"a word for each of {', '.join(map(repr, MOVES))}",
+    ),
+)
 
 
 def _random_layer(columns: int, batch: int, n_in: int, n_out: int) -> tuple[Any, ...]:
@@ -153,25 +164,27 @@ def parameters(answer: Any) -> str:
     return "T columns, T (T - 1) / 2 pairs of columns: the second term wins in the end."
 
 
-@exercise("pnn-4")
-def laterals_outweigh(answer: Any) -> str:
-    """The number of tasks from which laterals outweigh columns and heads: a number."""
-    column, lateral = (64 * 256 + 256) + (256 * 256 + 256) + (256 * 10 + 10), 256 * 256 + 256 * 10
-    right = next(T for T in range(1, 100) if T * (T - 1) / 2 * lateral > T * column)
-    value = number(answer)
-    mistakes = {
-        next(T for T in range(1, 100) if (T - 1) * lateral > column): (
-            "the newest column",
-            "There the laterals of the newest column outweigh that column. Compare all laterals with all columns.",
-        ),
-        right + 1: ("one too late", "Then they do, but not for the first time."),
-    }
-    if value in mistakes:
-        name, words = mistakes[value]  # type: ignore[index]
-        raise Hint(words, mistake=name)
-    if value != right:
-        raise Hint(f"{value:g} is too {'small' if value < right else 'large'}. Compare the two terms of P(T).")
-    return "So few. From there on, most of the network is wiring."
+COLUMN, LATERAL = (64 * 256 + 256) + (256 * 256 + 256) + (256 * 10 + 10), 256 * 256 + 256 * 10
+OUTWEIGHED = next(T for T in range(1, 100) if T * (T - 1) / 2 * LATERAL > T * COLUMN)
+
+declare(
+    "pnn-4",
+    one_number(
+        "The number of tasks from which laterals outweigh columns and heads: a number.",
+        OUTWEIGHED,
+        mistakes={
+            "the newest column": (
+                next(T for T in range(1, 100) if (T - 1) * LATERAL > COLUMN),
+                "There the laterals of the newest column outweigh that column. Compare all laterals with all columns.",
+            ),
+            "one too late": (OUTWEIGHED + 1, "Then they do, but not for the first time."),
+        },
+        praise="So few. From there on, most of the network is wiring.",
+        tolerance=0.0,
+        factors={},
+        step="Compare the two terms of P(T).",
+    ),
+)
 
 
 @exercise("pnn-5")

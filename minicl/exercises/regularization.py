@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Hint, compare, exercise, texts
+from . import compare, exercise
+from ._declared import Mistake, Words, declare
 
 SOURCES = {
     "ewc": "predictions",
@@ -29,14 +30,17 @@ HINTS = {
 }
 
 
-@exercise("regularization-1")
-def where_from(answer: Any) -> str:
-    """A dictionary from "ewc", "si", "mas", "lwf", "vcl", "agscl" to where the importances come from: a word each."""
-    given = texts(answer, SOURCES, f"a word for each of {', '.join(SOURCES)}", "Your answer to {}")
-    for method, right in SOURCES.items():
-        if given[method] != right:
-            raise Hint(HINTS[method], mistake=f"{method} wrong")
-    return "One of them has no importances at all: it holds answers, not weights."
+declare(
+    "regularization-1",
+    Words(
+        'A dictionary from "ewc", "si", "mas", "lwf", "vcl", "agscl" to where the importances come from: a word each.',
+        right=SOURCES,
+        mistakes=[Mistake(f"{method} wrong", HINTS[method], {method: None}) for method in SOURCES],
+        praise="One of them has no importances at all: it holds answers, not weights.",
+        what="Your answer to {}",
+        holds=f"a word for each of {', '.join(SOURCES)}",
+    ),
+)
 
 
 def _springs(f1: Tensor, a1: Tensor, f2: Tensor, a2: Tensor) -> Tensor:

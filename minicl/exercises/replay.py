@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Hint, compare, exercise, texts
+from . import compare, exercise
+from ._declared import Mistake, Words, declare
 
 USES = {"er": "batch", "agem": "average", "gem": "each", "derpp": "answers"}
 
@@ -20,16 +21,24 @@ HINTS = {
 }
 
 
-@exercise("replay-1")
-def what_for(answer: Any) -> str:
-    """A dictionary from "er", "agem", "gem", "derpp" to what old samples are used for: a word each."""
-    given = texts(answer, USES, f"a word for each of {', '.join(USES)}", "Your answer to {}")
-    if (given["gem"], given["agem"]) == (USES["agem"], USES["gem"]):
-        raise Hint("GEM and A-GEM are the wrong way round. Which of them is the cheap one?", mistake="gem and a-gem")
-    for method, right in USES.items():
-        if given[method] != right:
-            raise Hint(HINTS[method], mistake=f"{method} wrong")
-    return "Two of them train on old samples. The other two only ask them for directions."
+declare(
+    "replay-1",
+    Words(
+        'A dictionary from "er", "agem", "gem", "derpp" to what old samples are used for: a word each.',
+        right=USES,
+        mistakes=[
+            Mistake(
+                "gem and a-gem",
+                "GEM and A-GEM are the wrong way round. Which of them is the cheap one?",
+                {"gem": USES["agem"], "agem": USES["gem"]},
+            ),
+            *(Mistake(f"{method} wrong", HINTS[method], {method: None}) for method in USES),
+        ],
+        praise="Two of them train on old samples. The other two only ask them for directions.",
+        what="Your answer to {}",
+        holds=f"a word for each of {', '.join(USES)}",
+    ),
+)
 
 
 def _kept(budget: int, i: int, n: int) -> float:

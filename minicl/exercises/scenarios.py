@@ -12,7 +12,8 @@ from ..learner import Learner
 from ..networks import mlp
 from ..tasks import SCENARIOS, Task, TaskStream
 from ..training import run
-from . import Hint, call, compare, exercise, texts
+from . import Hint, call, compare, exercise
+from ._declared import Mistake, Words, declare
 
 SITUATIONS = {"a": "domain", "b": "class", "c": "task", "d": "domain", "e": "task", "f": "class"}
 
@@ -32,16 +33,23 @@ WHY_NOT = {
 }
 
 
-@exercise("scenarios-1")
-def situations(answer: Any) -> str:
-    """Which scenario is it? A dictionary from the letters "a" to "f" to "task", "domain" or "class"."""
-    holds = 'a word for each letter: {"a": "...", ..., "f": "..."}'
-    given = texts(answer, SITUATIONS, holds, "Your answer to {}", SCENARIOS)
-    for letter, right in SITUATIONS.items():
-        if given[letter] != right:
-            words = f"Look again at {letter}. {WHY_NOT[right, given[letter]]}"
-            raise Hint(words, mistake=f"{right} taken for {given[letter]}")
-    return "Two questions sort them all: is the task told, and do the answers become more?"
+declare(
+    "scenarios-1",
+    Words(
+        'Which scenario is it? A dictionary from the letters "a" to "f" to "task", "domain" or "class".',
+        right=SITUATIONS,
+        mistakes=[
+            Mistake(f"{right} taken for {other}", f"Look again at {letter}. {WHY_NOT[right, other]}", {letter: other})
+            for letter, right in SITUATIONS.items()
+            for other in SCENARIOS
+            if other != right
+        ],
+        praise="Two questions sort them all: is the task told, and do the answers become more?",
+        allowed=SCENARIOS,
+        what="Your answer to {}",
+        holds='a word for each letter: {"a": "...", ..., "f": "..."}',
+    ),
+)
 
 
 def _pooled_and_mean(sizes: list[int]) -> tuple[float, float]:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Hint, compare, exercise, texts
+from . import compare, exercise
+from ._declared import Mistake, Words, declare
 
 KEPT = {"packnet": "masks", "icarl": "images", "slda": "means", "generative": "generator"}
 
@@ -19,14 +20,17 @@ HINTS = {
 }
 
 
-@exercise("without_task_id-1")
-def what_is_kept(answer: Any) -> str:
-    """A dictionary from "packnet", "icarl", "slda", "generative" to what each keeps of old tasks: a word each."""
-    given = texts(answer, KEPT, f"a word for each of {', '.join(KEPT)}", "Your answer to {}")
-    for method, right in KEPT.items():
-        if given[method] != right:
-            raise Hint(HINTS[method], mistake=f"{method} wrong")
-    return "One of the four keeps pictures of people's handwriting. That may decide which one can be used."
+declare(
+    "without_task_id-1",
+    Words(
+        'A dictionary from "packnet", "icarl", "slda", "generative" to what each keeps of old tasks: a word each.',
+        right=KEPT,
+        mistakes=[Mistake(f"{method} wrong", HINTS[method], {method: None}) for method in KEPT],
+        praise="One of the four keeps pictures of people's handwriting. That may decide which one can be used.",
+        what="Your answer to {}",
+        holds=f"a word for each of {', '.join(KEPT)}",
+    ),
+)
 
 
 @exercise("without_task_id-2")
