@@ -1,8 +1,9 @@
 """Mark what a class has handed in: `python -m minicl.marking handed_in --set packnet-1 packnet-7 --out marks.csv`.
 
 `handed_in` is a folder with a folder for each student, in which `answers.py` has a dictionary ANSWERS, from the name of
-an exercise to its answer; or a table (CSV) with a row for each student and a column for each exercise, as a form gives
-it. Printed are each student's mark and hints, then what the class got wrong; `--out` writes the marks as a table.
+an exercise to its answer, or `answers.json` is what a page of the book has saved, or both; or a table (CSV) with a row
+for each student and a column for each exercise, as a form gives it. Printed are each student's mark and hints, then
+what the class got wrong; `--out` writes the marks as a table.
 
 Students' programs run in processes of their own: one that is broken or never ends costs its student a line, and the
 others nothing. That is no fence, though. Run it where you would run any program that you have not read.
@@ -90,8 +91,22 @@ def _unknown(answers: Mapping[str, Any], asked: Sequence[str]) -> Iterator[str]:
             yield f"{key!r} is no exercise" + (f"; is {near[0]!r} meant?" if near else "")
 
 
+def read(student: Path, asked: Sequence[str]) -> dict[str, Any]:
+    """A student's answers: what a page of the book has saved (those that were asked), and what the program says.
+
+    A page saves the answers of all pages: there it is no slip to have more than was asked. Of two answers to the same
+    exercise the program's is marked.
+    """
+    saved, program = student / "answers.json", student / "answers.py"
+    answers = json.loads(saved.read_text(encoding="utf-8"))["answers"] if saved.is_file() else {}
+    answers = {name: answer for name, answer in answers.items() if name in asked}
+    if program.is_file() or not saved.is_file():
+        answers |= runpy.run_path(str(program))["ANSWERS"]
+    return answers
+
+
 def of_folder(folder: Path, asked: Sequence[str], seconds: float) -> Iterator[Marked]:
-    """Mark the file `answers.py` in each folder of `folder`, each in a process of its own, two at a time."""
+    """Mark the answers in each folder of `folder`, each in a process of its own, two at a time."""
     students = sorted(path for path in folder.iterdir() if path.is_dir())
     with ThreadPoolExecutor(2) as pool:
         yield from pool.map(lambda student: _in_a_process(student, asked, seconds), students)
@@ -100,7 +115,7 @@ def of_folder(folder: Path, asked: Sequence[str], seconds: float) -> Iterator[Ma
 def _in_a_process(student: Path, asked: Sequence[str], seconds: float) -> Marked:
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch) / "marked.json"  # not what is printed: the students' programs print as well
-        command = [sys.executable, "-X", "utf8", "-m", NAME, str(student / "answers.py"), "--one", str(result)]
+        command = [sys.executable, "-X", "utf8", "-m", NAME, str(student), "--one", str(result)]
         try:
             done = subprocess.run(
                 [*command, "--set", *asked], capture_output=True, encoding="utf-8", timeout=seconds, check=False
@@ -160,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", nargs="+", required=True, dest="asked", metavar="EXERCISE", help="such as packnet-1")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the marks as a table (CSV)")
     parser.add_argument("--seconds", type=float, default=60, help="for one student's file (default: 60)")
-    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # a single file, and where its result goes
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # a single folder, and where its result goes
     return parser
 
 
@@ -168,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     given = parser().parse_args(arguments)
     if given.one:
-        marked = mark("", runpy.run_path(str(given.handed_in))["ANSWERS"], given.asked)
+        marked = mark("", read(given.handed_in, given.asked), given.asked)
         about = {"verdicts": marked.verdicts, "hints": marked.hints, "warnings": marked.warnings}
         given.one.write_text(json.dumps(about), encoding="utf-8")
         return

@@ -6,45 +6,73 @@ from typing import Any
 
 import torch
 
-from . import Hint, array, close, compare, exercise, is_number
+from . import compare, exercise
+from ._declared import Case, Is, Numbers, declare, entries, one_number
 
 THEIRS_EWC, THEIRS_MAS, OUTPUTS = 100.0, 0.5, 2
 
 
-@exercise("split_mnist-1")
-def strengths(answer: Any) -> str:
-    """What `lam` is here for their EWC and for their MAS: two numbers."""
-    given = array(answer, (2,), "Your answer")
-    right = [2 * THEIRS_EWC, THEIRS_MAS / OUTPUTS]
-    if close(given[0], THEIRS_EWC / 2):
-        raise Hint("Your EWC holds four times too softly: which of the two penalties has the half?", "EWC: half")
-    if close(given[1], THEIRS_MAS * OUTPUTS):
-        raise Hint("A mean over outputs is smaller than a sum. Which strength must be larger?", "MAS: times")
-    if close(given, right[::-1]):
-        raise Hint("The right numbers in the wrong order: EWC first, then MAS.", mistake="the wrong order")
-    for i, unchanged in enumerate((THEIRS_EWC, THEIRS_MAS)):
-        if close(given[i], unchanged):
-            raise Hint(
-                f"For {('EWC', 'MAS')[i]} you take their number as it is. The formulas differ by a factor.",
-                mistake=f"{('EWC', 'MAS')[i]}: unchanged",
-            )
-    if not close(given, right):
-        i = 0 if not close(given[0], right[0]) else 1
-        raise Hint(
-            f"{given[i]:.6g} for {('EWC', 'MAS')[i]} is too {'large' if given[i] > right[i] else 'small'}. Write both "
-            "penalties down, one under the other, and set them equal."
-        )
-    return "A strength without its formula says nothing."
+RIGHT = {"EWC": 2 * THEIRS_EWC, "MAS": THEIRS_MAS / OUTPUTS}
+STEP = "Write both penalties down, one under the other, and set them equal."
+
+
+def _is(EWC: float | None = None, MAS: float | None = None) -> list[Is]:
+    given = {"EWC": EWC, "MAS": MAS}
+    return [Is(method, "near", value, 1e-6) for method, value in given.items() if value is not None]
+
+
+declare(
+    "split_mnist-1",
+    Numbers(
+        "What `lam` is here for their EWC and for their MAS: two numbers.",
+        [
+            Case("A strength without its formula says nothing.", _is(**RIGHT), right=True),
+            Case(
+                "Your EWC holds four times too softly: which of the two penalties has the half?",
+                _is(EWC=THEIRS_EWC / 2),
+                mistake="EWC: half",
+            ),
+            Case(
+                "A mean over outputs is smaller than a sum. Which strength must be larger?",
+                _is(MAS=THEIRS_MAS * OUTPUTS),
+                mistake="MAS: times",
+            ),
+            Case(
+                "The right numbers in the wrong order: EWC first, then MAS.",
+                _is(EWC=RIGHT["MAS"], MAS=RIGHT["EWC"]),
+                mistake="the wrong order",
+            ),
+            *(
+                Case(
+                    f"For {method} you take their number as it is. The formulas differ by a factor.",
+                    _is(**{method: theirs}),
+                    mistake=f"{method}: unchanged",
+                )
+                for method, theirs in {"EWC": THEIRS_EWC, "MAS": THEIRS_MAS}.items()
+            ),
+            *(
+                Case(f"{{{method}:.6g}} for {method} is too {size}. {STEP}", [Is(method, relation, bound)])
+                for method, right in RIGHT.items()
+                for size, relation, bound in (
+                    ("large", "above", right + 5e-7 * (1 + right)),
+                    ("small", "below", right - 5e-7 * (1 + right)),
+                )
+            ),
+        ],
+        shape=(2,),
+        quantities=dict(zip(RIGHT, ([row] for row in entries((2,))), strict=True)),
+        what="Your answer",
+    ),
+)
 
 
 MEAN, DEVIATION, OURS, RUNS = 62.0, 1.5, 66.2, 10
 
 
-@exercise("split_mnist-2")
-def yardstick(answer: Any) -> str:
-    """How many published standard deviations our mean lies above the published one: a number."""
-    is_number(
-        answer,
+declare(
+    "split_mnist-2",
+    one_number(
+        "How many published standard deviations our mean lies above the published one: a number.",
         (OURS - MEAN) / DEVIATION,
         mistakes={
             "points": (OURS - MEAN, "Those are points. How many standard deviations are they?"),
@@ -64,9 +92,10 @@ def yardstick(answer: Any) -> str:
             "squared": ((OURS - MEAN) / DEVIATION**2, "Divide by the standard deviation, not by its square."),
             "upside down": (DEVIATION / (OURS - MEAN), "How often does the deviation go into the gap? Turn it round."),
         },
+        praise="More than two: the row is outside the yardstick, and the page has to say so.",
         tolerance=1e-3,
-    )
-    return "More than two: the row is outside the yardstick, and the page has to say so."
+    ),
+)
 
 
 @exercise("split_mnist-3")

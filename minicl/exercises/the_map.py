@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from . import Hint, exercise, is_number, texts
+from ._declared import Mistake, Words, declare, one_number
 
 FAMILIES = {"a": "regularisation", "b": "isolation", "c": "replay", "d": "growth"}
 
@@ -27,70 +25,87 @@ WHY_NOT = {
 }
 
 
-@exercise("the_map-1")
-def families(answer: Any) -> str:
-    """Which family suits each plan? A dictionary from the letters "a" to "d" to the names of the four families."""
-    given = texts(answer, FAMILIES, "a family for each of the letters a, b, c and d", "The family of plan {}")
-    for letter, right in FAMILIES.items():
-        if given[letter] != right:
-            words = f"Not {given[letter]} for plan {letter}. {WHY_NOT[letter, given[letter]]}"
-            raise Hint(words, mistake=f"{letter}: {given[letter]}")
-    return "Each plan rules three coins out, and one is left to pay with."
+declare(
+    "the_map-1",
+    Words(
+        'Which family suits each plan? A dictionary from the letters "a" to "d" to the names of the four families.',
+        right=FAMILIES,
+        mistakes=[
+            Mistake(f"{letter}: {family}", f"Not {family} for plan {letter}. {words}", {letter: family})
+            for (letter, family), words in WHY_NOT.items()
+        ],
+        praise="Each plan rules three coins out, and one is left to pay with.",
+        what="The family of plan {}",
+        holds="a family for each of the letters a, b, c and d",
+    ),
+)
 
 
 TOLD = {"derpp": "not needed", "der": "not needed", "den": "needed", "packnet": "needed", "mas": "not needed"}
 
 
-@exercise("the_map-2")
-def who_must_be_told(answer: Any) -> str:
-    """Is the task id needed at test time? A dictionary from five methods to "needed" or "not needed"."""
-    holds = f'"needed" or "not needed" for each of {", ".join(map(repr, TOLD))}'
-    given = texts(answer, TOLD, holds, "Your answer to {!r}")
-    if (given["der"], given["derpp"]) == ("needed", "needed"):
-        raise Hint("Two names that look alike, and both of your answers are wrong.", mistake="both der")
-    hints = {
-        "der": "DER has one classifier that reads all extractors. It is the exception in its family.",
-        "derpp": "DER++ is a replay method: one network, one head. It has nothing to do with DER but the letters.",
-        "den": "DEN's units have a time stamp. Who says at test time which of them a picture may use?",
-        "packnet": "PackNet computes with the weights of one task and of those before it. Which task is it?",
-        "mas": "MAS changes how a network is trained. Does it change what is asked of it afterwards?",
-    }
-    for method, right in TOLD.items():
-        if given[method] != right:
-            raise Hint(hints[method], mistake=f"{method} {given[method]}")
-    return "Whoever computes with a part of the network has to know which part."
+HINTS = {
+    "der": "DER has one classifier that reads all extractors. It is the exception in its family.",
+    "derpp": "DER++ is a replay method: one network, one head. It has nothing to do with DER but the letters.",
+    "den": "DEN's units have a time stamp. Who says at test time which of them a picture may use?",
+    "packnet": "PackNet computes with the weights of one task and of those before it. Which task is it?",
+    "mas": "MAS changes how a network is trained. Does it change what is asked of it afterwards?",
+}
+
+declare(
+    "the_map-2",
+    Words(
+        'Is the task id needed at test time? A dictionary from five methods to "needed" or "not needed".',
+        right=TOLD,
+        mistakes=[
+            Mistake(
+                "both der",
+                "Two names that look alike, and both of your answers are wrong.",
+                {"der": "needed", "derpp": "needed"},
+            ),
+            *(
+                Mistake(f"{method} {'not needed' if right == 'needed' else 'needed'}", HINTS[method], {method: None})
+                for method, right in TOLD.items()
+            ),
+        ],
+        praise="Whoever computes with a part of the network has to know which part.",
+        what="Your answer to '{}'",
+        holds=f'"needed" or "not needed" for each of {", ".join(map(repr, TOLD))}',
+    ),
+)
 
 
 WEIGHTS, PICTURE = 1_000_000, 3 * 32 * 32
 
 
-@exercise("the_map-3")
-def pictures_for_springs(answer: Any) -> str:
-    """How many pictures fit into the room that the springs take: a number."""
-    room = 2 * 4 * WEIGHTS
-    is_number(
-        answer,
-        room // PICTURE,
+ROOM = 2 * 4 * WEIGHTS
+
+declare(
+    "the_map-3",
+    one_number(
+        "How many pictures fit into the room that the springs take: a number.",
+        ROOM // PICTURE,
         mistakes={
-            "not a whole number": (room / PICTURE, "Very nearly. How many whole pictures are that?"),
+            "not a whole number": (ROOM / PICTURE, "Very nearly. How many whole pictures are that?"),
             "importances alone": (
-                (room // 2 // PICTURE, room / 2 / PICTURE),
+                (ROOM // 2 // PICTURE, ROOM / 2 / PICTURE),
                 "A spring has an end that is fixed: what is kept of each weight besides its importance?",
             ),
             "the weights too": (
-                (room * 3 // 2 // PICTURE, room * 1.5 / PICTURE),
+                (ROOM * 3 // 2 // PICTURE, ROOM * 1.5 / PICTURE),
                 "The weights themselves are there anyway. What is kept *beside* them?",
             ),
             "off by four": (
-                (room // (4 * PICTURE), room / 4 / PICTURE),
+                (ROOM // (4 * PICTURE), ROOM / 4 / PICTURE),
                 "A number in float32 takes four bytes, a value of a pixel here one. Have you counted bytes for both?",
             ),
             "one channel": (
-                (room // (PICTURE // 3), 3 * room / PICTURE),
+                (ROOM // (PICTURE // 3), 3 * ROOM / PICTURE),
                 "A picture in colour has three values for each pixel.",
             ),
-            "rounded up": (room // PICTURE + 1, "The last of them does not fit any more."),
+            "rounded up": (ROOM // PICTURE + 1, "The last of them does not fit any more."),
         },
+        praise="That is why replay is hard to beat where pictures may be kept: they are small.",
         tolerance=1e-7,
-    )
-    return "That is why replay is hard to beat where pictures may be kept: they are small."
+    ),
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import subprocess
 import sys
@@ -73,6 +74,17 @@ def test_a_folder_of_answers_is_marked_whatever_is_in_it(tmp_path: Path) -> None
     assert rows["bob"]["forgetting-4"] == "sign of the first term"
     assert rows["bob"]["note"].startswith("'forgeting-3' is no exercise")
     assert rows["exits"]["note"] == "it ended early"
+
+
+def test_what_a_page_has_saved_is_marked_beside_the_program(tmp_path: Path) -> None:
+    asked = ["measuring-1", "forgetting-3", "pnn-4"]
+    saved = {"answers": {"measuring-1": 0.2, "hat-1": {"a": "mask"}, "pnn-4": 50}}
+    (tmp_path / "answers.json").write_text(json.dumps(saved), encoding="utf-8")
+    assert marking.read(tmp_path, asked) == {"measuring-1": 0.2, "pnn-4": 50}
+    (tmp_path / "answers.py").write_text("ANSWERS = {'forgetting-3': [2, -1, 0], 'measuring-1': -0.2}")
+    marked = marking.mark("cora", marking.read(tmp_path, asked), asked)
+    assert marked.verdicts == {"measuring-1": "right", "forgetting-3": "right", "pnn-4": "wrong"}
+    assert not marked.warnings
 
 
 def test_a_file_that_never_ends_costs_its_student_alone(tmp_path: Path) -> None:
