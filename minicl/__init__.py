@@ -88,8 +88,8 @@ def __getattr__(name: str) -> _Any:
 
     if name in ("plots", "exercises", "testing"):
         return importlib.import_module(f".{name}", __name__)
-    if name == "check":
-        return importlib.import_module(".exercises", __name__).check
+    if name in ("check", "question"):
+        return getattr(importlib.import_module(".exercises", __name__), name)
     raise AttributeError(f"module 'minicl' has no attribute {name!r}")
 
 
@@ -145,6 +145,7 @@ __all__ = [
     "plots",
     "predict",
     "preset",
+    "question",
     "rotated",
     "run",
     "same_bits",

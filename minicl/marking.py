@@ -64,14 +64,15 @@ class Marked:
         return "\n".join([*lines, *(f"  warning: {words}" for words in self.warnings)])
 
 
-def mark(student: str, answers: Mapping[str, Any], asked: Sequence[str]) -> Marked:
-    """Judge a student's answers to the exercises that were asked."""
+def mark(student: str, answers: Mapping[str, Any], asked: Sequence[str], variants: bool = False) -> Marked:
+    """Judge a student's answers to the exercises that were asked. With `variants`, each has numbers of their own."""
+    varied = exercises.varied() if variants else []
     found = Marked(student, warnings=list(_unknown(answers, asked)))
     for name in asked:
         if name not in answers:
             found.verdicts[name] = found.hints[name] = MISSING
             continue
-        verdict = exercises.check(name, answers[name])
+        verdict = exercises.check(name, answers[name], variant=student if name in varied else None)
         found.verdicts[name] = RIGHT if verdict else verdict.mistake or "wrong"
         if not verdict:
             found.hints[name] = verdict.words
@@ -105,17 +106,18 @@ def read(student: Path, asked: Sequence[str]) -> dict[str, Any]:
     return answers
 
 
-def of_folder(folder: Path, asked: Sequence[str], seconds: float) -> Iterator[Marked]:
+def of_folder(folder: Path, asked: Sequence[str], seconds: float, variants: bool = False) -> Iterator[Marked]:
     """Mark the answers in each folder of `folder`, each in a process of its own, two at a time."""
     students = sorted(path for path in folder.iterdir() if path.is_dir())
     with ThreadPoolExecutor(2) as pool:
-        yield from pool.map(lambda student: _in_a_process(student, asked, seconds), students)
+        yield from pool.map(lambda student: _in_a_process(student, asked, seconds, variants), students)
 
 
-def _in_a_process(student: Path, asked: Sequence[str], seconds: float) -> Marked:
+def _in_a_process(student: Path, asked: Sequence[str], seconds: float, variants: bool) -> Marked:
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch) / "marked.json"  # not what is printed: the students' programs print as well
         command = [sys.executable, "-X", "utf8", "-m", NAME, str(student), "--one", str(result)]
+        command += ["--variants"] * variants
         try:
             done = subprocess.run(
                 [*command, "--set", *asked], capture_output=True, encoding="utf-8", timeout=seconds, check=False
@@ -128,7 +130,7 @@ def _in_a_process(student: Path, asked: Sequence[str], seconds: float) -> Marked
         return Marked(student.name, **json.loads(result.read_text(encoding="utf-8")))
 
 
-def of_table(path: Path, asked: Sequence[str]) -> Iterator[Marked]:
+def of_table(path: Path, asked: Sequence[str], variants: bool = False) -> Iterator[Marked]:
     """Mark a table: the student in the first column, the others named as exercises; what is empty was not handed in.
 
     A cell holds what one would write in Python, such as 0.5 or [2, -1, 0]; a word needs no quotes.
@@ -136,7 +138,8 @@ def of_table(path: Path, asked: Sequence[str]) -> Iterator[Marked]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         for row in csv.DictReader(file):
             (_, student), *cells = row.items()
-            yield mark(student, {name: _value(cell) for name, cell in cells if name and (cell or "").strip()}, asked)
+            answers = {name: _value(cell) for name, cell in cells if name and (cell or "").strip()}
+            yield mark(student, answers, asked, variants)
 
 
 def _value(cell: str) -> Any:
@@ -175,6 +178,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", nargs="+", required=True, dest="asked", metavar="EXERCISE", help="such as packnet-1")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the marks as a table (CSV)")
     parser.add_argument("--seconds", type=float, default=60, help="for one student's file (default: 60)")
+    parser.add_argument("--variants", action="store_true", help="each student had numbers of their own, by their name")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # a single folder, and where its result goes
     return parser
 
@@ -183,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     given = parser().parse_args(arguments)
     if given.one:
-        marked = mark("", read(given.handed_in, given.asked), given.asked)
+        marked = mark(given.handed_in.name, read(given.handed_in, given.asked), given.asked, given.variants)
         about = {"verdicts": marked.verdicts, "hints": marked.hints, "warnings": marked.warnings}
         given.one.write_text(json.dumps(about), encoding="utf-8")
         return
@@ -195,10 +199,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not given.handed_in.exists():
         parser().error(f"there is no {given.handed_in}; allowed: a folder with a folder for each student, or a table")
     found = []
-    is_folder = given.handed_in.is_dir()
-    for each in (
-        of_folder(given.handed_in, given.asked, given.seconds) if is_folder else of_table(given.handed_in, given.asked)
-    ):
+    if given.handed_in.is_dir():
+        rows = of_folder(given.handed_in, given.asked, given.seconds, given.variants)
+    else:
+        rows = of_table(given.handed_in, given.asked, given.variants)
+    for each in rows:
         print(each, flush=True)
         found.append(each)
     print("", "The class:", *(f"  {line}" for line in summary(found, given.asked)), sep="\n")

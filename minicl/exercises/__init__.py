@@ -22,6 +22,8 @@ A chapter's exercises are one module here, named as the exercises are: `forgetti
   For a learner, look at what it does, and `raise Hint("...", mistake="...")`. Whatever else is raised becomes a hint.
 - A hint points at the mistake and keeps the answer back. Name the wrong answers that people really give (`mistakes`,
   or `Hint(..., mistake=...)`), at least two per exercise.
+- Numbers of one's own, for marks: put into VARIANTS what draws them, with `one_of`, and returns the question and the
+  function that judges its answer.
 - Random cases: draw them from torch's global generator, which `check` seeds (and gives back as it was).
 
 `tests/book/exercises/<chapter>.py` holds two tables: `RIGHT`, a list of right answers for every exercise, and `WRONG`,
@@ -32,6 +34,7 @@ every exercise and fails where one is missing.
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import math
 import pkgutil
@@ -50,6 +53,11 @@ Checker = TypeVar("Checker", bound=Callable[[Any], str | None])
 
 EXERCISES: dict[str, Callable[[Any], str | None]] = {}
 """The exercises of the chapters loaded so far, by name."""
+
+Draw = Callable[[], tuple[str, Callable[[Any], str | None]]]
+
+VARIANTS: dict[str, Draw] = {}
+"""Of exercises with numbers of one's own: what draws a question, and the function that judges its answer."""
 
 
 @dataclass(frozen=True)
@@ -81,19 +89,22 @@ class Hint(Exception):
         self.words, self.mistake = words, mistake
 
 
-def check(name: str, answer: Any) -> Verdict:
+def check(name: str, answer: Any, variant: str | int | None = None) -> Verdict:
     """Is `answer` right? The verdict is true if it is, and shows a hint if it is not.
 
     Args:
         name: of the exercise, such as "forgetting-1".
         answer: whatever the exercise asks for: a number, a text, an array, a function, a learner.
+        variant: whose numbers, where the question was `question(name, variant)`; by default those of the page.
 
     Raises:
-        ValueError: no exercise of that name; the message lists those that there are.
+        ValueError: no exercise of that name, or none with numbers of one's own; the message lists those that there are.
     """
     checker = _find(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        if variant is not None:
+            checker = _draw(name, variant)[1]
         try:
             words = checker(answer)
         except Hint as hint:
@@ -104,6 +115,41 @@ def check(name: str, answer: Any) -> Verdict:
                 f"Trying your answer raised {_error(error)}. Does it have the type that is asked for: {asked(name)}",
             )
     return Verdict(True, words or "")
+
+
+def question(name: str, variant: str | int) -> str:
+    """What an exercise asks with numbers of one's own: each variant has others, and the way to the answer is the same.
+
+    Args:
+        name: of an exercise with numbers of one's own, such as "packnet-7".
+        variant: whose numbers: a name, or any number. Capitals and spaces at its ends make no difference.
+
+    Raises:
+        ValueError: an exercise that asks everybody the same; the message lists the others.
+    """
+    _find(name)
+    with torch.random.fork_rng(devices=[]):
+        return _draw(name, variant)[0]
+
+
+def varied() -> list[str]:
+    """The exercises with numbers of one's own."""
+    for chapter in chapters():
+        exercises(chapter)
+    return sorted(VARIANTS)
+
+
+def _draw(name: str, variant: str | int) -> tuple[str, Callable[[Any], str | None]]:
+    if name not in VARIANTS:
+        raise ValueError(f"{name} asks everybody the same; with numbers of one's own there are: {', '.join(varied())}")
+    digest = hashlib.sha256(f"{name} {str(variant).strip().lower()}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:7], "big"))
+    return VARIANTS[name]()
+
+
+def one_of(*values: Any) -> Any:
+    """One of the values, drawn from torch's generator."""
+    return values[int(torch.randint(len(values), ()))]
 
 
 def exercise(name: str) -> Callable[[Checker], Checker]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import USUAL, Hint, Mistakes, array, exercise, number, texts, ways
+from . import USUAL, VARIANTS, Hint, Mistakes, array, exercise, number, texts, ways
 
 Row = Sequence[float]
 """A weighted sum of an answer's entries: a weight for each, and a number that is added."""
@@ -272,6 +272,26 @@ def linear(function: Callable[[Any], Any], shape: tuple[int, ...]) -> list[Row]:
 
 DECLARED: dict[str, Words | Numbers] = {}
 """The declared exercises of the chapters loaded so far, by name."""
+
+
+def vary(name: str) -> Callable[[Callable[[], tuple[str, Words | Numbers]]], None]:
+    """Register a function that draws numbers of one's own for `name`: a text, and what judges its answer."""
+
+    def register(draw: Callable[[], tuple[str, Words | Numbers]]) -> None:
+        def drawn() -> tuple[str, Callable[[Any], str]]:
+            text, judged = draw()
+            return text, judged.judge
+
+        VARIANTS[name] = drawn
+
+    return register
+
+
+def is_clear(drawn: Numbers) -> bool:
+    """Whether each wrong answer of a drawn question can be told from the right one, even where it is rounded."""
+    near = [(case.right, c.number) for case in drawn.cases for c in case.when if c.relation == "near"]
+    (right,) = (number for is_right, number in near if is_right)
+    return all(abs(right - number) > 0.005 for is_right, number in near if not is_right)
 
 
 def declare(name: str, question: Words | Numbers) -> None:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import FineTune, mlp
-from . import Hint, call, compare, exercise
-from ._declared import Case, Is, Mistake, Numbers, Row, Words, declare, entries, linear
+from . import Hint, call, compare, exercise, one_of
+from ._declared import Case, Is, Mistake, Numbers, Row, Words, declare, entries, linear, vary
 
 Array = NDArray[np.float64]
 
@@ -109,12 +109,9 @@ def left_behind(answer: Any) -> str:
     return "If task 1 was solved before, all that matters is the angle between x1 and x2, and how wrong task 2 was."
 
 
-X1 = np.array([1.0, 2.0, 2.0])
-
-
-def _apart(k: int, x2: Array) -> float:
+def _apart(x1: Array, k: int, x2: Array) -> float:
     """An entry of the cross product, which is zero where x2 points along x1."""
-    return float(np.cross(X1, x2)[k])
+    return float(np.cross(x1, x2)[k])
 
 
 def _both(rows: list[Row]) -> list[Row]:
@@ -122,10 +119,10 @@ def _both(rows: list[Row]) -> list[Row]:
     return [*rows, *(tuple(-weight for weight in row) for row in rows)]
 
 
-declare(
-    "forgetting-3",
-    Numbers(
-        "An input of task 2 that cannot make the network forget x1 = (1, 2, 2): three numbers, not all zero.",
+def _harmless(x1: Array) -> Numbers:
+    asked = ", ".join(f"{entry:g}" for entry in x1)
+    return Numbers(
+        f"An input of task 2 that cannot make the network forget x1 = ({asked}): three numbers, not all zero.",
         [
             Case(
                 "With an input of zeros task 2 has no gradient, and can never be learned.",
@@ -152,11 +149,23 @@ declare(
         shape=(3,),
         quantities={
             "size": _both(entries((3,))),
-            "apart": _both([row for k in range(3) for row in linear(partial(_apart, k), (3,))]),
-            "product": linear(lambda x2: X1 @ x2, (3,)),
+            "apart": _both([row for k in range(3) for row in linear(partial(_apart, x1, k), (3,))]),
+            "product": linear(lambda x2: x1 @ x2, (3,)),
         },
-    ),
-)
+    )
+
+
+declare("forgetting-3", _harmless(np.array([1.0, 2.0, 2.0])))
+
+
+@vary("forgetting-3")
+def _an_input() -> tuple[str, Numbers]:
+    x1 = [one_of(-3, -2, -1, 1, 2, 3) for _ in range(3)]
+    text = (
+        f"In a linear network with three weights, the first task has the input {x1}. Find an input for the second "
+        "task, not all zeros, so that learning it cannot change what the first task is answered, whatever its labels."
+    )
+    return text, _harmless(np.array(x1, dtype=np.float64))
 
 
 def _change(g1: Array, g2: Array, H1: Array, lr: float) -> float:

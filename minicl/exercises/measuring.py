@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .. import metrics
 from . import Hint, call, close, compare, exercise, number, without
-from ._declared import Case, Is, Numbers, Row, declare, entries, linear, one_number
+from ._declared import Case, Is, Numbers, Row, declare, entries, is_clear, linear, one_number, vary
 
 Array = NDArray[np.float64]
 
@@ -26,57 +26,64 @@ def _matrices(n: int = 6) -> list[tuple[Array]]:
     return [(torch.rand(size, size, dtype=torch.float64).numpy(),) for size in sizes]
 
 
-declare(
-    "measuring-1",
-    one_number(
+def _by_hand(R: Array) -> Numbers:
+    return one_number(
         "BWT of the matrix on the page, worked out by hand: a number.",
-        metrics.backward_transfer(BY_HAND),
+        metrics.backward_transfer(R),
         mistakes={
             "divided by all tasks": (
-                metrics.backward_transfer(BY_HAND) * 2 / 3,
+                metrics.backward_transfer(R) * 2 / 3,
                 "The last task has no later tasks that could harm it: over how many tasks is the mean?",
             ),
             "best instead of first": (
-                -metrics.forgetting(BY_HAND),
+                -metrics.forgetting(R),
                 "You compare with the best moment: forgetting, its sign turned. BWT compares with the diagonal.",
             ),
             "one task only": (
-                (BY_HAND[-1, 0] - BY_HAND[0, 0], BY_HAND[-1, 1] - BY_HAND[1, 1]),
+                (R[-1, 0] - R[0, 0], R[-1, 1] - R[1, 1]),
                 "That is one task alone. BWT is the mean over all tasks but the last.",
             ),
             "forgetting": (
-                metrics.forgetting(BY_HAND),
+                metrics.forgetting(R),
                 "That is forgetting, F. BWT compares with the diagonal, and what is lost counts below zero.",
             ),
             "last column": (
-                float((BY_HAND[:-1, -1] - np.diag(BY_HAND)[:-1]).mean()),
+                float((R[:-1, -1] - np.diag(R)[:-1]).mean()),
                 "You took the last column. What the network knows in the end stands in the last row.",
             ),
             "every later moment": (
-                float(
-                    np.mean(
-                        [BY_HAND[1, 0] - BY_HAND[0, 0], BY_HAND[2, 0] - BY_HAND[0, 0], BY_HAND[2, 1] - BY_HAND[1, 1]]
-                    )
-                ),
+                float(np.mean([R[1, 0] - R[0, 0], R[2, 0] - R[0, 0], R[2, 1] - R[1, 1]])),
                 "You compare every later moment with the diagonal. BWT looks at the end alone.",
             ),
             "the first row": (
-                float((BY_HAND[-1] - BY_HAND[0])[:-1].mean()),
+                float((R[-1] - R[0])[:-1].mean()),
                 "You compare with the first row. Each task is compared with the moment when it had just been learned.",
             ),
             "ACC": (
-                float(BY_HAND[-1].mean()),
+                float(R[-1].mean()),
                 "That is ACC, the mean of the last row. From what is it to be taken off?",
             ),
             "sum": (
-                2 * metrics.backward_transfer(BY_HAND),
+                2 * metrics.backward_transfer(R),
                 "The differences are right, and added up. What turns a sum into a mean?",
             ),
         },
         praise="Negative: what came later did harm.",
         tolerance=1e-3,
-    ),
-)
+    )
+
+
+declare("measuring-1", _by_hand(BY_HAND))
+
+
+@vary("measuring-1")
+def _a_matrix() -> tuple[str, Numbers]:
+    while True:
+        R = torch.randint(2, 12, (3, 3)).double() / 20 + torch.diag(torch.randint(1, 7, (3,)).double() / 20)
+        drawn = _by_hand(R.numpy())
+        if metrics.backward_transfer(R.numpy()) < -0.02 and is_clear(drawn):
+            rows = ",\n ".join(str([round(entry, 2) for entry in row]) for row in R.tolist())
+            return f"Work out BWT of this accuracy matrix, with pencil and paper.\n\n[{rows}]", drawn
 
 
 @exercise("measuring-2")

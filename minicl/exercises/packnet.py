@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..isolation.packnet import keep_mask, used_by
-from . import compare, exercise
-from ._declared import Mistake, Where, Words, declare, one_number
+from . import compare, exercise, one_of
+from ._declared import Mistake, Numbers, Where, Words, declare, is_clear, one_number, vary
 
 STEPS = ["train", "prune", "re-train", "freeze"]
 
@@ -329,44 +330,69 @@ def bytes_for_owners(answer: Any) -> str:
     return "For ten tasks: an eighth of what the weights take, in float32."
 
 
-WEIGHT = 2.0
+@dataclass(frozen=True)
+class Story:
+    """A weight whose gradient is masked, and an optimiser that goes on."""
+
+    weight: float = 2.0
+    velocity: float = 0.5
+    lr: float = 0.5
+    momentum: float = 0.9
+    decay: float = 0.1
+
+    def after(self, steps: int, pulled: bool = False, **changed: float) -> float:
+        """Where the weight is, if decay pulls at it as it is; or, `pulled`, as it was at the start."""
+        story = replace(self, **changed)
+        weight, velocity = story.weight, story.velocity
+        for _ in range(steps):
+            velocity = story.momentum * velocity + story.decay * (story.weight if pulled else weight)
+            weight -= story.lr * velocity
+        return weight
 
 
-def _after(steps: int, velocity: float = 0.5, decay: float = 0.1, pulled_from: float | None = None) -> float:
-    """Where the weight of the story is, if decay pulls at it as it is, or as it was at `pulled_from`."""
-    weight = WEIGHT
-    for _ in range(steps):
-        velocity = 0.9 * velocity + decay * (weight if pulled_from is None else pulled_from)
-        weight -= 0.5 * velocity
-    return weight
-
-
-declare(
-    "packnet-7",
-    one_number(
+def _drift(story: Story) -> Numbers:
+    return one_number(
         "A frozen weight after the steps of the story, if only its gradient is masked: a number, to three decimals.",
-        _after(2),
+        story.after(2),
         mistakes={
-            "does not move": (WEIGHT, "A gradient of zero is not a step of zero. Write out what SGD does with it."),
+            "does not move": (story.weight, "A gradient of zero is not a step of zero. Write out what SGD does."),
             "no momentum": (
-                _after(2, velocity=0.0),
+                story.after(2, velocity=0.0),
                 "You let weight decay pull, but the velocity that is left from the task before pushes too.",
             ),
             "no decay": (
-                _after(2, decay=0.0),
+                story.after(2, decay=0.0),
                 "You let the old velocity push, but weight decay pulls as well: it joins the gradient of zero.",
             ),
-            "one step": (_after(1), "That is after one step. Two are taken."),
+            "one step": (story.after(1), "That is after one step. Two are taken."),
             "decay of the old weight": (
-                _after(2, pulled_from=WEIGHT),
+                story.after(2, pulled=True),
                 "Near, but not there. Weight decay pulls at the weight as it is now, not as it was at the start.",
             ),
             "uphill": (
-                2 * WEIGHT - _after(2),
+                2 * story.weight - story.after(2),
                 "The way is as long as it should be, but a step goes against the velocity.",
             ),
         },
         praise="So PackNet does not trust the gradient: it clears the optimiser's memory, or puts the weight back.",
         tolerance=4e-4,  # three decimals
-    ),
-)
+    )
+
+
+declare("packnet-7", _drift(Story()))
+
+
+@vary("packnet-7")
+def _a_story() -> tuple[str, Numbers]:
+    while True:
+        weight, velocity = one_of(1.0, 2.0, 3.0), one_of(-1.0, 0.5, 1.0)
+        story = Story(weight, velocity, lr=one_of(0.2, 0.5), momentum=one_of(0.5, 0.8), decay=one_of(0.1, 0.2))
+        if is_clear(_drift(story)):
+            break
+    text = (
+        f"A weight of {story.weight} belongs to task 1. SGD goes on to task 2: lr={story.lr}, "
+        f"momentum={story.momentum}, weight_decay={story.decay}, and the velocity that is left over from task 1 is "
+        f"{story.velocity}. The weight's gradient is masked, so it is zero; nothing else is done for it. Where is the "
+        "weight after two steps, to three decimals?"
+    )
+    return text, _drift(story)

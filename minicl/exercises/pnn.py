@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..metrics import learning_curve_area
-from . import compare, exercise
-from ._declared import Mistake, Words, declare, one_number
+from . import compare, exercise, one_of
+from ._declared import Mistake, Numbers, Words, declare, is_clear, one_number, vary
 
 MOVES = {
     "column of task 0": "frozen",
@@ -164,27 +164,41 @@ def parameters(answer: Any) -> str:
     return "T columns, T (T - 1) / 2 pairs of columns: the second term wins in the end."
 
 
-COLUMN, LATERAL = (64 * 256 + 256) + (256 * 256 + 256) + (256 * 10 + 10), 256 * 256 + 256 * 10
-OUTWEIGHED = next(T for T in range(1, 100) if T * (T - 1) / 2 * LATERAL > T * COLUMN)
-
-declare(
-    "pnn-4",
-    one_number(
+def _outweighing(first: int, second: int, classes: int) -> Numbers:
+    column = (64 * first + first) + (first * second + second) + (second * classes + classes)
+    lateral = first * second + second * classes
+    right = next(T for T in range(1, 1000) if T * (T - 1) / 2 * lateral > T * column)
+    return one_number(
         "The number of tasks from which laterals outweigh columns and heads: a number.",
-        OUTWEIGHED,
+        right,
         mistakes={
             "the newest column": (
-                next(T for T in range(1, 100) if (T - 1) * LATERAL > COLUMN),
+                next(T for T in range(1, 1000) if (T - 1) * lateral > column),
                 "There the laterals of the newest column outweigh that column. Compare all laterals with all columns.",
             ),
-            "one too late": (OUTWEIGHED + 1, "Then they do, but not for the first time."),
+            "one too late": (right + 1, "Then they do, but not for the first time."),
         },
         praise="So few. From there on, most of the network is wiring.",
         tolerance=0.0,
         factors={},
         step="Compare the two terms of P(T).",
-    ),
-)
+    )
+
+
+declare("pnn-4", _outweighing(256, 256, 10))
+
+
+@vary("pnn-4")
+def _columns() -> tuple[str, Numbers]:
+    while True:
+        first, second, classes = one_of(16, 32, 64, 128), one_of(8, 16, 32, 64, 128), one_of(2, 5, 10, 20)
+        if is_clear(_outweighing(first, second, classes)):
+            break
+    text = (
+        f"Take columns of 64-{first}-{second} and heads of {classes} classes. After how many tasks do all laterals "
+        "together have more parameters than all columns and heads together, for the first time?"
+    )
+    return text, _outweighing(first, second, classes)
 
 
 @exercise("pnn-5")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ._declared import Mistake, Words, declare, one_number
+from . import one_of
+from ._declared import Mistake, Numbers, Words, declare, one_number, vary
 
 FAMILIES = {"a": "regularisation", "b": "isolation", "c": "replay", "d": "growth"}
 
@@ -75,37 +76,45 @@ declare(
 )
 
 
-WEIGHTS, PICTURE = 1_000_000, 3 * 32 * 32
-
-
-ROOM = 2 * 4 * WEIGHTS
-
-declare(
-    "the_map-3",
-    one_number(
+def _pictures(weights: int, side: int) -> Numbers:
+    picture, room = 3 * side**2, 2 * 4 * weights
+    return one_number(
         "How many pictures fit into the room that the springs take: a number.",
-        ROOM // PICTURE,
+        room // picture,
         mistakes={
-            "not a whole number": (ROOM / PICTURE, "Very nearly. How many whole pictures are that?"),
+            "not a whole number": (room / picture, "Very nearly. How many whole pictures are that?"),
             "importances alone": (
-                (ROOM // 2 // PICTURE, ROOM / 2 / PICTURE),
+                (room // 2 // picture, room / 2 / picture),
                 "A spring has an end that is fixed: what is kept of each weight besides its importance?",
             ),
             "the weights too": (
-                (ROOM * 3 // 2 // PICTURE, ROOM * 1.5 / PICTURE),
+                (room * 3 // 2 // picture, room * 1.5 / picture),
                 "The weights themselves are there anyway. What is kept *beside* them?",
             ),
             "off by four": (
-                (ROOM // (4 * PICTURE), ROOM / 4 / PICTURE),
+                (room // (4 * picture), room / 4 / picture),
                 "A number in float32 takes four bytes, a value of a pixel here one. Have you counted bytes for both?",
             ),
             "one channel": (
-                (ROOM // (PICTURE // 3), 3 * ROOM / PICTURE),
+                (room // (picture // 3), 3 * room / picture),
                 "A picture in colour has three values for each pixel.",
             ),
-            "rounded up": (ROOM // PICTURE + 1, "The last of them does not fit any more."),
+            "rounded up": (room // picture + 1, "The last of them does not fit any more."),
         },
         praise="That is why replay is hard to beat where pictures may be kept: they are small.",
         tolerance=1e-7,
-    ),
-)
+    )
+
+
+declare("the_map-3", _pictures(1_000_000, side=32))
+
+
+@vary("the_map-3")
+def _a_network() -> tuple[str, Numbers]:
+    millions, side = one_of(*range(2, 10)), one_of(28, 36, 48, 84, 96)
+    text = (
+        f"A network has {millions} million weights, in float32. EWC keeps beside them an old value and one importance "
+        f"for each, summed up over tasks. How many pictures in colour, {side} by {side}, one byte for each of the "
+        "three values of a pixel, would fit into the same room?"
+    )
+    return text, _pictures(1_000_000 * millions, side)

@@ -227,6 +227,43 @@ def test_a_mistake_that_is_made_in_several_ways_has_one_hint() -> None:
         assert caught.value.mistake == "a share"
 
 
+def answer_of(question: str) -> float:
+    """An answer to a question of `packnet-7`, from its text alone."""
+    found = [float(number) for number in re.findall(r"-?\d+\.\d+", question)]
+    weight, lr, momentum, decay, velocity = found
+    for _ in range(2):
+        velocity = momentum * velocity + decay * weight
+        weight -= lr * velocity
+    return round(weight, 3)
+
+
+def test_a_variant_has_numbers_of_its_own_that_its_question_names() -> None:
+    asked = {name: minicl.question("packnet-7", name) for name in ("ada", "bob", "eve", "fay", "guy")}
+    assert len(set(asked.values())) > 3
+    assert minicl.question("packnet-7", " Ada ") == asked["ada"]
+    for name, question in asked.items():
+        assert minicl.check("packnet-7", answer_of(question), variant=name)
+    assert not minicl.check("packnet-7", 1.29875, variant="ada"), "the page's answer"
+    assert minicl.check("packnet-7", 1.29875)
+
+
+@pytest.mark.parametrize("name", exercises.varied())
+def test_variants_tell_the_mistakes_of_the_page_and_differ(name: str) -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    assert len({minicl.question(name, seed) for seed in range(8)}) > 3
+    answer = TABLES[name.rpartition("-")[0]].RIGHT[name][0]
+    assert minicl.check(name, answer)
+    assert not all(minicl.check(name, answer, variant=seed) for seed in range(8)), "the page's answer serves all"
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_an_exercise_without_variants_names_those_that_have_them() -> None:
+    for ask in (lambda: minicl.question("hat-1", 1), lambda: minicl.check("hat-1", {}, variant=1)):
+        with pytest.raises(ValueError, match=r"hat-1 asks everybody the same.*forgetting-3, measuring-1, packnet-7"):
+            ask()
+
+
 def test_call_gives_copies_and_notices_changes() -> None:
     x = torch.zeros(3)
     with pytest.raises(Hint, match="Work on a copy"):

@@ -103,6 +103,20 @@ def test_a_table_is_marked_and_a_word_needs_no_quotes(tmp_path: Path, capsys: py
     assert "  warning: 'measuring-44' is no exercise; is 'measuring-1' meant?" in said
 
 
+def test_each_student_is_marked_by_numbers_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (listed,) = re.findall(r"have numbers of one's own: (.*?)\.", PAGE.read_text(encoding="utf-8"))
+    assert re.findall(r"`(.*?)`", listed) == minicl.exercises.varied()
+    table = tmp_path / "answers.csv"
+    weights = re.findall(r"A network has (\d+) million .* colour, (\d+) by", minicl.question("the_map-3", "Ada"))
+    ((millions, side),) = weights
+    right = 8_000_000 * int(millions) // (3 * int(side) ** 2)
+    table.write_text(f"student,the_map-3,hat-1\nada,{right},\nbob,2604,\n")
+    marking.main([str(table), "--set", "the_map-3", "hat-1", "--variants"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "ada: 1 of 2 right"
+    assert next(line for line in said if line.startswith("bob")) == "bob: 0 of 2 right", "the answer of the page"
+
+
 def test_what_cannot_be_marked_at_all_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in [
         ([str(tmp_path), "--set", "forgetting-99"], "this chapter has: forgetting-1"),
