@@ -46,16 +46,17 @@ def freeze(module: nn.Module) -> None:
 
     Its parameters become buffers with memory of their own, contiguous as a file has them. An optimiser that still holds
     the old parameters, with momentum or weight decay to apply, may do to them what it likes: the module no longer reads
-    them.
+    them. Where Ctrl-C comes in between, nothing is lost, and it may be repeated.
     """
     for part in module.modules():
         names = [name for name, parameter in part.named_parameters(recurse=False)]
+        known = dict.fromkeys([*getattr(part, "frozen_parameters", []), *names])
+        part.frozen_parameters = list(known)  # type: ignore[assignment]
         for name in names:
-            value = getattr(part, name).detach().clone(memory_format=torch.contiguous_format)
-            delattr(part, name)
-            part.register_buffer(name, value)
+            value = part._parameters[name].detach().clone(memory_format=torch.contiguous_format)  # type: ignore[union-attr]
+            part._buffers[name] = value
+            del part._parameters[name]
         part.frozen = True  # type: ignore[assignment]
-        part.frozen_parameters = [*getattr(part, "frozen_parameters", []), *names]  # type: ignore[assignment]
         part.training = False
 
 
@@ -373,12 +374,13 @@ class TaskModules(Hidden, nn.ModuleDict):
     names: dict[str, None]
 
     def hide(self, name: str) -> None:
-        """Freeze the module of this name, and hide it."""
+        """Freeze the module of this name, and hide it. Where Ctrl-C comes in between it may be repeated."""
         if name not in self.hidden:
-            module = self._modules.pop(name)
+            module = self._modules[name]
             assert module is not None
             freeze(module)
             self.hidden[name] = module
+        self._modules.pop(name, None)
 
     def real(self, name: str) -> nn.Module:
         """The module itself, hidden or not."""
@@ -388,9 +390,9 @@ class TaskModules(Hidden, nn.ModuleDict):
         return copied(self.hidden[name]) if name in self.hidden else super().__getitem__(name)
 
     def __setitem__(self, name: str, module: nn.Module) -> None:
+        super().__setitem__(name, module)  # first, for Ctrl-C may come in between
         self.hidden.pop(name, None)
         self.names[name] = None
-        super().__setitem__(name, module)
 
     def __delitem__(self, name: str) -> None:
         self.names.pop(name)

@@ -297,13 +297,17 @@ def around_learn(learn: Callable[[Any, Task, Fit], None]) -> Callable[[Any, Task
             return
         record = self.prepare(task)
         snapshot = Snapshot(self)
-        self._current = task.id
-        self._in_progress = InProgress(self, task.id, self._made.get(task.id, set()))
         try:
-            learn(self, task, self._in_progress.fit(fit))
-            uninterrupted(lambda: self._finish(record))
+            try:
+                self._current = task.id
+                self._in_progress = InProgress(self, task.id, self._made.get(task.id, set()))
+                learn(self, task, self._in_progress.fit(fit))
+                uninterrupted(lambda: self._finish(record))
+            finally:
+                uninterrupted(lambda: self._leave(None if record.finished else snapshot))
         finally:
-            uninterrupted(lambda: self._leave(None if record.finished else snapshot))
+            if self._current is not None:  # Ctrl-C came on the way there
+                self._leave(None if record.finished else snapshot)
 
     return guarded
 

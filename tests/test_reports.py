@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import prune
 
 import minicl
-from minicl import Task
+from minicl import Task, freezing, protection
 from minicl.freezing import all_modules
 from minicl.testing.loops import SAM
 
@@ -1112,3 +1112,78 @@ def test_a_learner_without_numbers_is_refused_before_training() -> None:
             network = minicl.mlp(64, 16)
         with pytest.raises(ValueError, match="'meta', which have no numbers"):
             minicl.METHODS[method](network).learn(stream(1)[0], lambda: pytest.fail("training began"))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("method", ["piggyback", "cpg"])
+def test_gradient_checkpointing_is_refused_where_weights_are_put_in(method: str, reentrant: bool) -> None:
+    """The layers would be called once more with other weights, and the task would learn from wrong gradients."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(64, 12), nn.Linear(12, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x.flatten(1)).relu()
+            if not self.training:
+                return self.second(h).relu()
+            return torch.utils.checkpoint.checkpoint(self.second, h, use_reentrant=reentrant).relu()
+
+    learner, tasks = minicl.METHODS[method](Checkpointed()), stream(2)
+    first = tasks[:1] if method == "cpg" else []  # which trains the network itself
+    learn(learner, first)
+    with pytest.raises(RuntimeError, match=r"a Linear was called in the backward pass \(gradient checkpointing\)"):
+        learn(learner, tasks[len(first) :])
+    assert len(learner.learned) == len(first)
+    assert not any(module._forward_pre_hooks for module in learner.backbone.modules())
+
+
+def test_an_extractor_that_is_still_read_keeps_its_id() -> None:
+    """Learned again under the same id, a forgotten task changed the ones that had read it."""
+    learner, tasks = minicl.DER(minicl.mlp(64, 12)), stream(3)
+    learn(learner, tasks)
+    learner.forget(1)
+    before = answers(learner, [tasks[2]])
+    with pytest.raises(ValueError, match="task 1 was forgotten, and its extractor is still read by task 2"):
+        learn(learner, [tasks[1]])
+    assert same(answers(learner, [tasks[2]]), before)
+    learner.forget(2)
+    learn(learner, [tasks[1]])
+
+
+@pytest.mark.parametrize("place", ["freeze", "hidden", "modules", "progress", "leave"])
+def test_ctrl_c_where_a_task_begins_and_ends(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = stream(2)
+    learner = minicl.Individual(minicl.mlp(64, 16))
+    learn(learner, tasks[:1])
+    before = answers(learner, tasks[:1])
+    came = []
+
+    def once(function: Callable[..., Any], after: bool = True) -> Callable[..., Any]:
+        def interrupted(*args: Any, **kwargs: Any) -> Any:
+            if not came:
+                came.append(place)
+                if after:
+                    function(*args, **kwargs)
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        return interrupted
+
+    where: Any = {
+        "freeze": (freezing, "freeze", True),
+        "hidden": (freezing.TaskModules, "hide", True),
+        "modules": (nn.ModuleDict, "__setitem__", False),
+        "progress": (protection, "InProgress", True),
+        "leave": (protection, "uninterrupted", False),
+    }[place]
+    owner, name, after = where
+    monkeypatch.setattr(owner, name, once(getattr(owner, name), after))
+    with pytest.raises(KeyboardInterrupt):
+        learn(learner, tasks[1:])
+    assert came
+    if 1 not in learner.learned:
+        learn(learner, tasks[1:])
+    assert same(answers(learner, tasks[:1]), before)
+    assert learner.learned == [0, 1]

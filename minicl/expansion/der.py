@@ -360,6 +360,12 @@ class DER(Replay):
     def grow(self, task: TaskRecord) -> None:
         """Add a task's extractor, its head or its rows of the classifier, and what it needs while it is learned."""
         new = "width" not in task.notes
+        readers = [t for t, record in self.tasks.items() if t != task.id and task.id in record.notes["read"]]
+        if new and readers:
+            raise ValueError(
+                f"task {task.id} was forgotten, and its extractor is still read by task {readers[0]}; give the new "
+                "task another id, or forget that one, too"
+            )
         network = copied(self.template.network)
         masked = self.sparsity is not None and not self.unmasked
         if new:

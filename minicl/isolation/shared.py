@@ -23,6 +23,7 @@ from ..freezing import (
 )
 from ..learner import Learner, TaskRecord
 from ..networks import no_replicas
+from ..protection import Snapshot
 from ..saving import in_a_row, out_of_a_row
 from ..tensors import TensorDict, first
 from .mixing import mixed_features
@@ -60,6 +61,7 @@ class SharedNetwork(Learner):
         self._made_of = built(backbone)
         self._first_names: dict[str, str] = {}  # of tensors that the backbone uses in several places
         self._fixed: list[nn.Parameter] = []  # what no task trains any more
+        self._sentinels: list[Any] = []  # hooks of the task that is being learned
 
     # ---- forward and loss --------------------------------------------------------------------------------------------
 
@@ -79,7 +81,15 @@ class SharedNetwork(Learner):
         return self.apply_network(self.backbone, x)
 
     def learn_with(self, x: Any, weights: dict[str, Tensor]) -> Tensor:
-        """What the backbone makes of x with these weights, by their first name, in the place of its own."""
+        """What the backbone makes of x with these weights, by their first name, in the place of its own.
+
+        Raises:
+            RuntimeError: in the backward pass, a layer that is called once more there (gradient checkpointing).
+        """
+        if not self._sentinels and self._current is not None:
+            paths = {name.rpartition(".")[0] for name in self.names.values()}
+            for module in map(self.backbone.get_submodule, sorted(paths)):
+                self._sentinels.append(module.register_forward_pre_hook(_not_in_the_backward_pass))
         named = {name: weights[known] for name, known in self._first_names.items() if known in weights}
         return self.apply_network(self.backbone, x, named, learning=True)
 
@@ -140,6 +150,12 @@ class SharedNetwork(Learner):
         self._put_back()
         self._hold_statistics()
         return self
+
+    def _leave(self, snapshot: Snapshot | None) -> None:
+        while self._sentinels:
+            self._sentinels[-1].remove()
+            self._sentinels.pop()
+        super()._leave(snapshot)
 
     def on_load(self) -> None:
         self.finished.hidden["tensors"] = TensorDict()
@@ -230,6 +246,14 @@ class SharedNetwork(Learner):
 
     def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return out_of_a_row("heads", tensors, self.heads.state_dict())
+
+
+def _not_in_the_backward_pass(module: nn.Module, args: Any) -> None:
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            f"a {type(module).__name__} was called in the backward pass (gradient checkpointing), where the weights of "
+            "the task are not in their places; switch gradient checkpointing off"
+        )
 
 
 class OwnedNetwork(SharedNetwork):
