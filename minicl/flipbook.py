@@ -11,6 +11,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
+from .narrow import draw_narrow, saved
+
 _NUMBERS = itertools.count()
 
 _STYLE = """
@@ -56,7 +58,7 @@ _SCRIPT = """
   });
   figure.querySelector(".flipbook-bar").hidden = false;
   rest();
-  show(0);
+  show(OPENS);
 })();
 """
 
@@ -65,17 +67,23 @@ class Flipbook:
     """Drawings in a row, of which a slider shows one. The last line of a cell shows it, in a notebook and on the page.
 
     Nothing moves by itself, and for readers who have asked for less motion the button turns one page at a time.
-    Without scripts the last drawing stays, as a still picture; a list says in words what each drawing shows.
+    Without scripts, and on paper, the last drawing stays, as a still picture; a list says in words what each drawing
+    shows. A wide drawing is stored a second time, for narrow screens.
 
     Args:
         caption: what the figure is about.
         control: what the slider changes, such as "temperature".
         colors: a drawing is stored with so many colours, from 2 to 256.
+        opens: the place of the drawing that is shown first, the one that tells most; -1 is the last.
+        color_is_data: the drawings hold a colour map or pictures, which a dark page must not turn around.
     """
 
-    def __init__(self, caption: str, control: str, colors: int = 64) -> None:
+    def __init__(
+        self, caption: str, control: str, colors: int = 64, opens: int = -1, color_is_data: bool = False
+    ) -> None:
         self.caption, self.control, self.colors = caption, control, colors
-        self.frames: list[tuple[bytes, str, str]] = []
+        self.opens, self.color_is_data = opens, color_is_data
+        self.frames: list[tuple[bytes, bytes | None, str, str]] = []
         self.width = 0
 
     def add(self, figure: Figure, label: str, alt: str) -> None:
@@ -91,33 +99,43 @@ class Flipbook:
         """
         if not label.strip() or not alt.strip():
             raise ValueError(f"a drawing needs a label and an alt text; given {label!r} and {alt!r}")
-        raw, small = io.BytesIO(), io.BytesIO()
-        figure.savefig(raw, format="png")
+        narrow = draw_narrow(figure)
+        usual = Image.open(io.BytesIO(saved(figure)))
         plt.close(figure)
-        picture = Image.open(raw).convert("RGB")
-        self.width = max(self.width, picture.width)
-        picture.quantize(self.colors, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
-        self.frames.append((small.getvalue(), label, alt))
+        self.width = max(self.width, usual.width)
+        other = None if narrow is None else self._small(Image.open(io.BytesIO(saved(narrow))))
+        self.frames.append((self._small(usual), other, label, alt))
+
+    def _small(self, picture: Image.Image) -> bytes:
+        file = io.BytesIO()
+        few = picture.convert("RGB").quantize(self.colors, dither=Image.Dither.NONE)
+        few.save(file, format="png", optimize=True)
+        return file.getvalue()
 
     def _repr_html_(self) -> str:
         """The figure: pictures, bar and script, as HTML that is XML too, for books to download.
 
         Raises:
-            ValueError: nothing to show.
+            ValueError: nothing to show, or no drawing at the place that is to be shown first.
         """
         if not self.frames:
             raise ValueError("a flipbook without drawings has nothing to show; add one first")
         name, last = f"flipbook-{next(_NUMBERS)}", len(self.frames) - 1
+        if not -len(self.frames) <= self.opens <= last:
+            raise ValueError(f"it cannot open at drawing {self.opens}: there are {len(self.frames)} drawings")
         pictures, words = [], []
-        for k, (data, label, alt) in enumerate(self.frames):
-            source = base64.b64encode(data).decode()
+        kind = ' class="colour-is-data"' if self.color_is_data else ""
+        for k, (usual, narrow, label, alt) in enumerate(self.frames):
             said = html.escape(alt), html.escape(label)
             hidden = "" if k == last else ' hidden=""'
-            pictures.append(
-                f'<img src="data:image/png;base64,{source}" alt="{said[0]}" data-label="{said[1]}"{hidden}/>'
-            )
+            picture = f'<img{kind} src="{_data(usual)}" alt="{said[0]}" data-label="{said[1]}"{hidden}/>'
+            if narrow is not None:
+                source = f'<source media="(max-width: 600px)" srcset="{_data(narrow)}"/>'
+                picture = f"<picture>{source}{picture}</picture>"
+            pictures.append(picture)
             words.append(f"<li><strong>{said[1]}</strong>: {said[0]}</li>")
         control, caption = html.escape(self.control), html.escape(self.caption)
+        script = _SCRIPT.replace("NAME", name).replace("OPENS", str(self.opens % len(self.frames)))
         return (
             f'<style>{_STYLE}</style><figure class="flipbook" id="{name}" style="--flipbook-width: {self.width}px">'
             f"{''.join(pictures)}"
@@ -127,8 +145,12 @@ class Flipbook:
             '<output aria-live="polite"></output></div>'
             f'<figcaption id="{name}-caption">{caption}</figcaption>'
             f"<details><summary>What each drawing shows, in words</summary><ol>{''.join(words)}</ol></details>"
-            f"</figure><script>//<![CDATA[{_SCRIPT.replace('NAME', name)}//]]></script>"
+            f"</figure><script>//<![CDATA[{script}//]]></script>"
         )
 
     def __repr__(self) -> str:
         return f"Flipbook of {len(self.frames)} drawings: {self.caption}"
+
+
+def _data(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from . import files
+from .labels import label_lines, label_marks
 from .metrics import Result, mean_and_interval
+from .narrow import carry_narrow_drawings
+from .results import by_stream, written
 
 Array = NDArray[np.float64]
 
@@ -55,6 +58,18 @@ _DASHES: dict[str, Any] = {
 def _line(family: str, color: str, marker: str) -> dict[str, Any]:
     return {"color": color, "marker": marker, "linestyle": _DASHES[family]}
 
+
+FAMILIES: dict[str, str] = {
+    "isolation": BLUE,
+    "regularization": ROSE,
+    "replay": OLIVE,
+    "expansion": WINE,
+    "prototypes": INDIGO,
+    "bound": "#6e6e6e",
+}
+"""One colour for each family, where a figure tells families apart and names the methods; bounds are grey."""
+
+_FAMILY_MARKERS = dict(zip(FAMILIES, "sDo^vX", strict=True))
 
 PALETTE: dict[str, dict[str, Any]] = {
     "FineTune": _line("bound", BLACK, "X"),
@@ -90,6 +105,12 @@ The line style says which family a method belongs to, the marker which method of
 methods look alike without colour. `ax.plot(x, y, **minicl.plots.PALETTE["HAT"])` draws a line.
 """
 
+FAMILY: dict[str, str] = {
+    name: next(family for family, dashes in _DASHES.items() if dashes == look["linestyle"])
+    for name, look in PALETTE.items()
+}
+"""The family of each method, by the name of its class: one of `FAMILIES`."""
+
 HATCHES: dict[str, str] = {
     name: hatch
     for name, hatch in zip(
@@ -105,7 +126,11 @@ HATCHES: dict[str, str] = {
 
 
 def style() -> None:
-    """Give every figure that follows the look of the book. A notebook calls this once."""
+    """Give every figure that follows the look of the book. A notebook calls this once.
+
+    In a notebook, each figure that is shown then carries a second drawing, for narrow screens (minicl/narrow.py).
+    """
+    carry_narrow_drawings()
     tasks = [_task_line(j) for j in range(len(COLORS))]
     mpl.rcParams.update(
         {
@@ -215,19 +240,17 @@ def accuracy_over_time(results: Result | Sequence[Result], ax: Axes | None = Non
             x = np.arange(j, longest) + _aside(j, longest, group)
             _error_line(ax, x, R[:, j:, j], label=f"task {j}", **_task_line(j))
         ax.set_ylabel("accuracy")
-        title = "one line per task"
     else:
         for k, (name, group) in enumerate(groups.items()):
             known = np.array([[r.accuracy[i, : i + 1].mean() for i in range(len(r.accuracy))] for r in group])
             x = np.arange(known.shape[1]) + _aside(k, len(groups), group)
-            _error_line(ax, x, known, label=name, **line_of(name))
+            _error_line(ax, x, known, label=written(name), **line_of(name))
         ax.set_ylabel("mean accuracy on\nthe tasks learned so far")
-        title = None
     ax.set_xlabel("after learning task")
     ax.set_xticks(range(longest))
     ax.set_xlim(-0.3, longest - 0.7)
     _percent(ax)
-    _legend(ax, longest if len(groups) == 1 else len(groups), title)
+    _name_lines(ax)
     return ax
 
 
@@ -259,8 +282,9 @@ def learning_curves(results: Result | Sequence[Result], ax: Axes | None = None) 
             values = _held([r.learning_curves[t] for r in group])
             x = starts[t] + np.arange(values.shape[1])
             mean, half = mean_and_interval(values)
-            label = name if t == 0 else None
-            ax.plot(x, mean, label=label, markevery=[len(x) - 1], **line)  # a marker where a task ends
+            # a marker where a task ends; the name at the end of the last one
+            label = written(name) if t == T - 1 else None
+            ax.plot(x, mean, label=label, markevery=[len(x) - 1], **line)
             if len(group) > 1:
                 ax.fill_between(x, mean - half, mean + half, color=line["color"], alpha=0.2, linewidth=0)
     for t, start in enumerate(starts[:-1]):
@@ -282,7 +306,7 @@ def learning_curves(results: Result | Sequence[Result], ax: Axes | None = None) 
     ax.set_xlabel("epochs")
     ax.set_ylabel("accuracy on\nthe task at hand")
     _percent(ax)
-    _legend(ax, len(groups), None)
+    _name_lines(ax)
     return ax
 
 
@@ -319,7 +343,7 @@ def within_tasks(result: Result, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("epochs")
     ax.set_ylabel("accuracy")
     _percent(ax)
-    _legend(ax, T, None)
+    _name_lines(ax)
     return ax
 
 
@@ -340,7 +364,7 @@ def accuracy_by_method(results: Result | Sequence[Result], ax: Axes | None = Non
         mean, half = mean_and_interval([r.average_accuracy for r in group])
         line = line_of(name) | {"linestyle": "none", "markersize": 8}
         ax.errorbar(float(mean), y, xerr=float(half) if len(group) > 1 else None, capsize=3, **line)
-    ax.set_yticks(range(len(groups)), list(groups))
+    ax.set_yticks(range(len(groups)), [written(name) for name in groups])
     ax.invert_yaxis()
     ax.set_xlabel("average accuracy after the last task")
     ax.xaxis.set_major_formatter(PercentFormatter(1))
@@ -353,21 +377,65 @@ def accuracy_against_bytes(results: Result | Sequence[Result], ax: Axes | None =
     Args and errors as for `accuracy_by_method`; the results must come from `run`, which counts the bytes.
     """
     groups = _by_method(results)
-    ax = _axes(ax, figsize=(7.4, 4.4))
+    places = {}
     for name, group in groups.items():
         stored = [r.capacity["bytes"] + r.capacity["extra_bytes"] for r in group if "bytes" in r.capacity]
         if len(stored) < len(group):
             raise ValueError(f"a result of {name} does not say how many bytes it stores; draw results of minicl.run")
         mean, half = mean_and_interval([r.average_accuracy for r in group])
-        line = line_of(name) | {"linestyle": "none", "markersize": 9}
-        yerr = float(half) if len(group) > 1 else None
-        ax.errorbar(float(np.mean(stored)), float(mean), yerr=yerr, capsize=3, label=name, **line)
+        places[name] = float(np.mean(stored)), float(mean), float(half)
+    return trade_off(places, ax)
+
+
+def trade_off(places: Mapping[str, tuple[float, float, float]], ax: Axes | None = None) -> Axes:
+    """What methods know in the end against what they store: each mark has its name beside it, each family its colour.
+
+    A line joins the methods of which no other stores less and knows more: who stands below it can be beaten in both.
+    Bounds (fine-tuning, joint training and the like) are grey, and do not count for that line.
+
+    Args:
+        places: for each method, by the name of its class: bytes, mean accuracy, half of its interval (NaN for none).
+        ax: axes to draw on; new ones where none are given.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    if not places:
+        raise ValueError("there are no methods to draw; at least one is needed")
+    ax = _axes(ax, figsize=(7.4, 4.8))
+    families = {name: FAMILY.get(name.partition(" ")[0], "expansion") for name in places}
+    for family, color in FAMILIES.items():
+        here = [places[name] for name in places if families[name] == family]
+        if here:
+            x, y, half = np.array(here).T
+            look: dict[str, Any] = {"color": color, "marker": _FAMILY_MARKERS[family], "markersize": 8}
+            label = {"bound": "bounds", "regularization": "regularisation", "expansion": "growth"}.get(family, family)
+            ax.errorbar(x, y, yerr=np.nan_to_num(half), capsize=3, elinewidth=1, linestyle="none", label=label, **look)
+    best = frontier({name: place[:2] for name, place in places.items() if families[name] != "bound"})
+    if len(best) > 1:
+        ends = np.array([places[name][:2] for name in best])
+        ax.plot(*ends.T, color="#767676", linewidth=5, alpha=0.35, zorder=0, solid_capstyle="round")
     ax.set_xscale("log")
     ax.set_xlabel("bytes stored, weights included")
-    ax.set_ylabel("average accuracy\nafter the last task")
+    ax.set_ylabel("average accuracy after the last task")
     ax.yaxis.set_major_formatter(PercentFormatter(1))
-    _legend(ax, len(groups), None)
+    ax.margins(0.09)
+    ax.figure.legend(loc="outside lower center", ncols=4, frameon=False, handletextpad=0.2)
+    label_marks(ax, {written(name): place[:2] for name, place in places.items()})
     return ax
+
+
+def frontier(places: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The methods of which no other costs less and knows more, from the cheapest on (the Pareto front).
+
+    Args:
+        places: cost and accuracy of each.
+    """
+    best: list[str] = []
+    for name, (_, accuracy) in sorted(places.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if not best or accuracy > places[best[-1]][1]:
+            best.append(name)
+    return best
 
 
 def all_figures(results: Sequence[Result], folder: str | Path, kind: str = "png") -> list[Path]:
@@ -380,8 +448,6 @@ def all_figures(results: Sequence[Result], folder: str | Path, kind: str = "png"
         folder: made if it is not there.
         kind: "png", "svg" or "pdf".
     """
-    from .results import by_stream
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -483,7 +549,11 @@ def _percent(ax: Axes) -> None:
     ax.yaxis.set_major_formatter(PercentFormatter(1))
 
 
-def _legend(ax: Axes, entries: int, title: str | None) -> None:
-    """Beside the axes, where it covers no line."""
-    columns = 1 + (entries - 1) // 12
-    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), title=title, ncols=columns, frameon=False, handlelength=3)
+def _name_lines(ax: Axes) -> None:
+    """Names at the ends of the lines; where they are too many for that, a legend beside the axes, which hides none."""
+    number = len(ax.get_legend_handles_labels()[1])
+    if number <= 12:
+        label_lines(ax)
+    else:
+        columns = 1 + (number - 1) // 12
+        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), ncols=columns, frameon=False, handlelength=3)

@@ -241,6 +241,30 @@ def by_stream(results: Sequence[Result]) -> dict[str, list[Result]]:
     return groups
 
 
+WRITTEN = {
+    "FineTune": "fine-tuning",
+    "FeatureExtraction": "feature extraction",
+    "Individual": "separate networks",
+    "Joint": "joint training",
+    "AGEM": "A-GEM",
+    "DERpp": "DER++",
+    "AGSCL": "AGS-CL",
+    "ICaRL": "iCaRL",
+    "GenerativeReplay": "generative replay",
+}
+"""How people write the names of methods, where that is not the name of the class."""
+
+
+def written(method: str) -> str:
+    """The name of a method as people write it: `AGEM (size=50)` is "A-GEM (size=50)".
+
+    Args:
+        method: the name of its class, with settings behind it or without; other names stay as they are.
+    """
+    name, space, rest = method.partition(" ")
+    return WRITTEN.get(name, name) + space + rest
+
+
 HEADINGS = ("method", "stream", "scenario", "task id", "seeds", "ACC %", "BWT %", "F %", "parameters", "bytes", "s")
 
 
@@ -248,7 +272,8 @@ def cells(whole: pd.DataFrame) -> list[list[str]]:
     """A table as text, cell by cell: percent with half of the interval, thousands apart."""
     return [
         [
-            *(str(line[name]) for name in ("method", "stream", "scenario", "task_id", "seeds")),
+            written(line["method"]),
+            *(str(line[name]) for name in ("stream", "scenario", "task_id", "seeds")),
             *(_percent(line[name], line[f"{name}_half"]) for name in MEASURES[:3]),
             *(_count(line[name]) for name in ("parameters", "stored_bytes")),
             f"{line['seconds']:.1f}",

@@ -95,3 +95,28 @@ def test_refuses_a_drawing_without_words(label: str, alt: str) -> None:
 def test_refuses_to_show_nothing() -> None:
     with pytest.raises(ValueError, match="add one first"):
         Flipbook("caption", "step")._repr_html_()
+
+
+def test_opens_where_it_tells_most() -> None:
+    book = three()
+    book.opens = 1
+    assert "show(1);" in book._repr_html_()
+    assert "show(2);" in three()._repr_html_()  # the last, if nothing is said
+    book.opens = 3
+    with pytest.raises(ValueError, match="cannot open at drawing 3: there are 3"):
+        book._repr_html_()
+
+
+def test_a_wide_drawing_is_there_for_narrow_screens_too() -> None:
+    book = Flipbook("caption", "step", color_is_data=True)
+    for k in range(2):
+        figure, axes = plt.subplots(1, 2, figsize=(8, 3), dpi=50)
+        axes[0].plot([0, k])
+        book.add(figure, f"step {k}", "two panels")
+    page = book._repr_html_()
+    minidom.parseString(f"<body>{page}</body>")
+    narrow, wide = pictures(page)[:2]
+    assert wide.size == (400, 150)
+    assert narrow.size[0] < wide.size[0] < narrow.size[0] + narrow.size[1]
+    assert page.count('<source media="(max-width: 600px)" srcset="data:') == 2
+    assert page.count('<img class="colour-is-data" ') == 2

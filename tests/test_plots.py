@@ -259,7 +259,8 @@ def test_seeds_become_mean_and_interval():
 
 def test_several_methods_get_a_line_each_over_the_tasks_so_far():
     ax = plots.accuracy_over_time([result(), result(np.tri(3), method="PackNet")])
-    assert ax.get_legend_handles_labels()[1] == ["FineTune", "PackNet"]
+    assert ax.get_legend_handles_labels()[1] == ["fine-tuning", "PackNet"]
+    assert {text.get_text() for text in ax.texts} == {"fine-tuning", "PackNet"}  # at the ends of their lines
     first, second = lines_with_labels(ax)
     np.testing.assert_allclose(first.get_ydata(), [0.9, 0.65, (0.25 + 0.6 + 1) / 3])
     np.testing.assert_allclose(second.get_ydata(), [1, 1, 1])
@@ -297,8 +298,8 @@ def test_learning_curves_follow_one_another():
     borders = [line.get_xdata()[0] for line in ax.lines if line not in drawn]
     assert borders == [2, 3]
     assert ax.get_xlim() == (0, 6)
-    assert [text.get_text() for text in ax.texts] == ["task 0", "task 1", "task 2"]
-    assert ax.get_legend_handles_labels()[1] == ["FineTune"]
+    assert [text.get_text() for text in ax.texts] == ["task 0", "task 1", "task 2", "fine-tuning"]
+    assert ax.get_legend_handles_labels()[1] == ["fine-tuning"]
 
 
 def test_learning_curves_of_seeds_have_a_band_and_a_short_run_keeps_its_last_accuracy():
@@ -317,7 +318,36 @@ def test_learning_curves_of_methods_share_the_epochs_of_the_longest():
     ax = plots.learning_curves([result(), result(R, [[0.1, 0.9]] * 3, method="HAT")])
     starts = [line.get_xdata()[0] for line in ax.lines if line.get_color() == plots.PALETTE["HAT"]["color"]]
     assert starts == [0, 2, 3]
-    assert ax.get_legend_handles_labels()[1] == ["FineTune", "HAT"]
+    assert ax.get_legend_handles_labels()[1] == ["fine-tuning", "HAT"]
+
+
+# ---- accuracy against bytes ------------------------------------------------------------------------------------------
+
+
+def test_who_is_beaten_in_both_is_off_the_front():
+    places = {"dear and good": (9, 0.9), "cheap": (1, 0.5), "beaten": (4, 0.4), "fair": (3, 0.7), "as dear": (3, 0.6)}
+    assert plots.frontier(places) == ["cheap", "fair", "dear and good"]
+
+
+def test_picture_to_remember_names_every_mark_and_colors_families():
+    places = {"FineTune": (10.0, 0.2, NAN), "Joint": (5.0, 0.99, 0.01), "AGEM": (20.0, 0.5, 0.02)}
+    places |= {"DERpp": (30.0, 0.7, 0.1), "PackNet": (25.0, 0.9, 0.01), "EWC": (90.0, 0.4, 0.1)}
+    ax = plots.trade_off(places)
+    assert {t.get_text() for t in ax.texts} == {"fine-tuning", "joint training", "A-GEM", "DER++", "PackNet", "EWC"}
+    colors = {c.get_label(): c.lines[0].get_color() for c in ax.containers if isinstance(c, ErrorbarContainer)}
+    assert colors["bounds"] == plots.FAMILIES["bound"]
+    assert len(set(colors.values())) == len(colors) == 4
+    (band,) = [line for line in ax.lines if line.get_linewidth() == 5]
+    np.testing.assert_array_equal(band.get_xdata(), [20, 25])  # bounds do not count, and DER++ is beaten
+    with pytest.raises(ValueError, match="no methods to draw"):
+        plots.trade_off({})
+
+
+def test_families_have_colors_of_their_own_that_stand_out():
+    assert set(plots.FAMILY.values()) == set(plots.FAMILIES)
+    assert plots.FAMILY.keys() == plots.PALETTE.keys()
+    assert len(set(plots.FAMILIES.values())) == len(plots.FAMILIES)
+    assert all(contrast(color, plots.GROUND) >= 3 for color in plots.FAMILIES.values())
 
 
 # ---- all of them -------------------------------------------------------------------------------------------------

@@ -1,0 +1,54 @@
+"""Tables of results: what is bold, what is said once, and what is refused."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from minicl.tables import Table, written_cell
+
+ROWS = [
+    {"family": "bounds", "method": "joint training", "ACC": (0.95, 0.01)},
+    {"family": "replay", "method": "ER", "ACC": (0.7, 0.02)},
+    {"family": "replay", "method": "DER++", "ACC": (0.8, 0.03)},
+    {"family": "replay", "method": "A-GEM", "ACC": None},
+]
+
+
+def cells(table: Table) -> list[list[str]]:
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", table._repr_html_())
+    return [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in rows]
+
+
+def test_the_best_is_bold_and_a_family_is_named_once() -> None:
+    table = Table(ROWS, best=["ACC"], apart=[0], once=["family"], words=["method"])
+    assert cells(table) == [
+        ["family", "method", "ACC"],
+        ["bounds", "joint training", "95.0% ± 1.0%"],
+        ["replay", "ER", "70.0% ± 2.0%"],
+        ["", "DER++", "<strong>80.0% ± 3.0%</strong>"],
+        ["", "A-GEM", "–"],
+    ]
+    assert cells(Table(ROWS, best=["ACC"]))[1][2] == "<strong>95.0% ± 1.0%</strong>"
+
+
+def test_words_stand_to_the_left_and_text_cannot_break_the_page() -> None:
+    page = Table([{"a": "<b>", "n": 1}], words=["a"])._repr_html_()
+    assert '<td class="words">&lt;b&gt;</td><td>1</td>' in page
+    assert '<th scope="col" class="words">a</th>' in page
+
+
+def test_cells_as_text() -> None:
+    assert written_cell((np.array(0.5), np.array(np.nan))) == "50.0%"
+    assert written_cell("x") == "x"
+
+
+@pytest.mark.parametrize(
+    ("rows", "best", "words"),
+    [([], (), "without rows"), ([{"a": 1}, {"b": 1}], (), r"columns \['b'\]"), ([{"a": 1}], ["b"], "no column 'b'")],
+)
+def test_refuses_what_is_no_table(rows: list[dict[str, int]], best: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Table(rows, best=best)
