@@ -14,6 +14,8 @@ import tinycss2
 import yaml
 from PIL import Image
 
+from minicl.narrow import with_narrow
+
 pages = scripts.load("tools/pages.py")
 
 
@@ -93,6 +95,36 @@ def test_pictures_lose_bytes_and_no_pixel(tmp_path: Path) -> None:
         assert file.stat().st_size < len(png.getvalue())
         assert np.array_equal(np.asarray(Image.open(file).convert("RGBA")), pixels)
     assert pages.with_light_pictures(light, tmp_path / "book" / "x.html", tmp_path) == light
+
+
+def test_a_picture_that_carries_another_offers_both(tmp_path: Path) -> None:
+    folder = tmp_path / "_images"
+    folder.mkdir()
+    wide, other = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (60, 20), "red").save(wide, format="png", compress_level=0)
+    Image.new("RGB", (30, 40), "blue").save(other, format="png", compress_level=0)
+    (folder / "a.png").write_bytes(with_narrow(wide.getvalue(), other.getvalue()))
+    (folder / "b.png").write_bytes(wide.getvalue())
+    text = '<img alt="red" src="../_images/a.png" /> <img alt="b" src="../_images/b.png" />'
+    light = pages.with_light_pictures(text, tmp_path / "book" / "x.html", tmp_path)
+    assert light == (
+        '<picture><source media="(max-width: 600px)" srcset="../_images/a-narrow.webp"/>'
+        '<img alt="red" src="../_images/a.webp" /></picture> <img alt="b" src="../_images/b.webp" />'
+    )
+    with Image.open(folder / "a-narrow.webp") as narrow:
+        assert narrow.size == (30, 40)
+    assert pages.with_light_pictures(light, tmp_path / "book" / "x.html", tmp_path) == light
+
+
+def test_a_picture_that_webp_makes_no_smaller_is_a_file_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "book").mkdir()
+    png = io.BytesIO()
+    Image.new("P", (1, 1)).save(png, format="png", optimize=True)
+    data = base64.b64encode(png.getvalue()).decode()
+    text = f'<source srcset="data:image/png;base64,{data}"/>'
+    light = pages.with_light_pictures(text, tmp_path / "book" / "x.html", tmp_path)
+    (file,) = (tmp_path / "_images").iterdir()
+    assert light == f'<source srcset="../_images/{file.name}"/>'
 
 
 def test_the_book_for_offline_reading_has_a_name() -> None:
