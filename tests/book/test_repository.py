@@ -49,7 +49,7 @@ def draws(code: str) -> bool:
         return True
     if not (tree.body and isinstance(tree.body[-1], ast.Expr) and isinstance(tree.body[-1].value, ast.Call)):
         return False
-    return re.match(r"(minicl\.)?plots\.|plt\.", ast.unparse(tree.body[-1].value.func)) is not None
+    return re.match(r"(minicl\.)?plots\.(?!style)|plt\.", ast.unparse(tree.body[-1].value.func)) is not None
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
@@ -67,12 +67,43 @@ def test_every_figure_has_alt_text(notebook: Path) -> None:
         ("fig.show()", True),
         ("minicl.plots.accuracy_matrix(result)", True),
         ("fig = minicl.plots.accuracy_matrix(result)", False),
+        ("import minicl\nminicl.plots.style()", False),
         ("%matplotlib inline\nx = 1", False),
         ("result.accuracy", False),
     ],
 )
 def test_draws_recognises_figures(code: str, expected: bool) -> None:
     assert draws(code) is expected
+
+
+COLOR_IS_DATA = re.compile(r"imshow\(|accuracy_matrix\(|pcolormesh\(|contourf\([^)]*cmap")
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+def test_where_color_is_data_a_dark_page_leaves_it_alone(notebook: Path) -> None:
+    for cell in cells(notebook, "code"):
+        code, image = source(cell), cell["metadata"].get("mystnb", {}).get("image")
+        if COLOR_IS_DATA.search(code) and "Flipbook" not in code and image:
+            assert image.get("classes") == "colour-is-data", f"say so in mystnb.image.classes:\n{code}"
+        if COLOR_IS_DATA.search(code) and "Flipbook(" in code:
+            assert "color_is_data=True" in code, f"tell the Flipbook:\n{code}"
+
+
+HIDDEN = {"hide-input", "hide-cell", "remove-cell", "remove-input"}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+def test_imports_and_bookkeeping_are_folded_and_nothing_is_hatched(notebook: Path) -> None:
+    first, *others = cells(notebook, "code")
+    assert set(first["metadata"].get("tags", ())) & HIDDEN, "imports are folded: tag the first cell hide-input"
+    for cell in others:
+        code = source(cell)
+        assert "hatch=" not in code, f"hatches vibrate; draw points with intervals:\n{code}"
+        if not set(cell["metadata"].get("tags", ())) & HIDDEN:
+            last = code.rstrip().split("\n")[-1]
+            assert not last.startswith(("glue(", "keep(", "note(")), (
+                f"into a cell of its own, tagged remove-cell:\n{code}"
+            )
 
 
 # Numbers in running text come from the run. What is left of a page when code, mathematics, roles and links are taken
