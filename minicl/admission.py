@@ -61,7 +61,7 @@ class Admission(State):
                 "the learner holds tensors that were made in torch.inference_mode(), which nothing can train; make the "
                 "backbone and the learner outside of it"
             )
-        if any(t.is_meta for t in tensors):
+        if tensors and all(t.is_meta for t in tensors):
             raise ValueError(
                 "the learner holds tensors on the device 'meta', which have no numbers; call backbone.to_empty(device) "
                 "and give it weights before the learner is made"

@@ -19,7 +19,7 @@ def test_the_tables_of_the_page_are_those_of_the_tests() -> None:
     assert page == promises.written(page), "run: python tools/promises.py"
     for name in (*LOOPS, *WRITERS):
         assert f"| `{name}` |" in page
-    assert page.count("refused, in words, by") == 2
+    assert page.count("| refused, in words, by `") == 2  # in the tables
     assert all(f"`{name}`" in page for name, row in METHODS.items() if row.refuses)
 
 
