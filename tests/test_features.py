@@ -128,7 +128,8 @@ def test_recurrent_weights_are_packed(name: str, tmp_path: Path) -> None:
     loaded = minicl.PackNet.load(tmp_path / "file", RECURRENT[name]()).eval()
     for t, logits in was.items():
         assert torch.equal(loaded(tasks[t].test.x, t), logits)
-        assert torch.equal(learner.export(t)(tasks[t].test.x), logits)
+        with torch.no_grad():  # with it PyTorch's own LSTM has other last bits on some processors (book/promises.md)
+            assert torch.equal(learner.export(t)(tasks[t].test.x), logits)
 
 
 def words() -> nn.Module:
