@@ -15,6 +15,7 @@ import pytest
 import scripts
 import torch
 from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace
 
 import minicl
 from minicl import metrics
@@ -228,10 +229,15 @@ def built(folder: Path, text: str) -> tuple[Sphinx, str]:
     """A book of one page, and what the build complained of."""
     (folder / "book").mkdir()
     (folder / "book" / "index.md").write_text(text, encoding="utf-8")
-    settings = {"extensions": ["myst_parser", "live"], "myst_enable_extensions": ["dollarmath"]}
+    settings = {
+        "extensions": ["myst_parser", "live"],
+        "myst_enable_extensions": ["dollarmath"],
+        "source_suffix": {".md": "markdown"},  # said, because a book built before in this process may have changed it
+    }
     complaints, out = io.StringIO(), str(folder / "out")
-    app = Sphinx(str(folder / "book"), None, out, out, "html", settings, status=None, warning=complaints)
-    app.build()
+    with docutils_namespace():
+        app = Sphinx(str(folder / "book"), None, out, out, "html", settings, status=None, warning=complaints)
+        app.build()
     return app, complaints.getvalue()
 
 

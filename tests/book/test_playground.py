@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import playground
+import playground_twins as playground
 import pytest
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import playground
+import playground_twins as playground
 import pytest
 from browser.reader import HTML, visit
 from playwright.sync_api import Browser, Page
