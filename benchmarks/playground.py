@@ -12,7 +12,7 @@ import importlib.util
 import statistics
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ ROWS: dict[str, tuple[str, int, Make]] = {
 """Scenario, epochs and learner of each method, as the page has them at first."""
 
 
+@cache
 def page_tool() -> Any:
     """tools/playground.py, which knows the page's images."""
     spec = importlib.util.spec_from_file_location("page_tool", HERE.parent / "tools" / "playground.py")

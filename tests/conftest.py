@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: OpenMP reads it once
@@ -51,3 +52,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """The same first weights whatever ran before: which tests share a process is a matter of chance."""
     of_this_test = getattr(item, "callspec", None)
     seeds.use(SEEDS[0] if of_this_test is None else of_this_test.params.get("suite_seed", SEEDS[0]))
+
+
+@pytest.fixture
+def style() -> Iterator[None]:
+    """The look of the book for the figures of a test, which are closed afterwards."""
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    from minicl import plots
+
+    with mpl.rc_context():
+        plots.style()
+        yield
+    plt.close("all")

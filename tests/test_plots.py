@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import matplotlib as mpl
@@ -17,17 +16,11 @@ from numpy.typing import NDArray
 import minicl
 from minicl import plots
 
+pytestmark = pytest.mark.usefixtures("style")
+
 NAN = np.nan
 R = np.array([[0.9, NAN, NAN], [0.5, 0.8, NAN], [0.25, 0.6, 1.0]])
 CURVES = [[0.1, 0.7, 0.9], [0.2, 0.8], [0.3, 0.6, 0.8, 1.0]]
-
-
-@pytest.fixture(autouse=True)
-def style() -> Iterator[None]:
-    with mpl.rc_context():
-        plots.style()
-        yield
-    plt.close("all")
 
 
 def result(accuracy: Any = R, curves: Any = CURVES, method: str = "FineTune", **more: Any) -> minicl.Result:

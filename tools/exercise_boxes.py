@@ -10,11 +10,11 @@ import re
 from typing import Any
 
 from docutils import nodes
+from edition import CHECK
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
 TITLE = re.compile(r"Exercise \d+ \(\w+\): ")
-NAME = re.compile(r'minicl\.check\(\s*"([a-z_]+-\d+)"')
 
 
 class exercise_title(nodes.title):
@@ -26,7 +26,7 @@ def _anchor(app: Sphinx, doctree: nodes.document) -> None:
     labels = app.env.get_domain("std")
     for box in doctree.findall(nodes.admonition):
         title = box[0]
-        found = NAME.search(box.astext())
+        found = CHECK.search(box.astext())
         if not (isinstance(title, nodes.title) and TITLE.match(title.astext()) and found):
             continue
         name = found[1]

@@ -214,7 +214,7 @@ class Numbers:
             "what": self.what,
             "gaps": self.gaps,
             "cases": [
-                {**case._asdict(), "when": [{**condition._asdict()} for condition in case.when]} for case in self.cases
+                {**case._asdict(), "when": [condition._asdict() for condition in case.when]} for case in self.cases
             ],
         }
 
