@@ -56,8 +56,11 @@ class Table:
         return [k for k, mean in means.items() if mean == max(means.values())]
 
     def _repr_html_(self) -> str:
-        """The table as HTML; headings are headers of their columns, and the name of a row stands in words."""
-        head = "".join(f'<th scope="col"{self._kind(name)}>{html.escape(name)}</th>' for name in self.columns)
+        """The table as HTML; headings are headers of their columns, and a corner without words heads nothing."""
+        head = "".join(
+            f'<th scope="col"{self._kind(name)}>{html.escape(name)}</th>' if name else f"<td{self._kind(name)}></td>"
+            for name in self.columns
+        )
         body, before = [], dict.fromkeys(self.once)
         for k, row in enumerate(self.rows):
             first = any(row[name] != before[name] for name in self.once)

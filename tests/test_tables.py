@@ -52,3 +52,8 @@ def test_cells_as_text() -> None:
 def test_refuses_what_is_no_table(rows: list[dict[str, int]], best: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Table(rows, best=best)
+
+
+def test_a_corner_without_words_heads_no_column() -> None:
+    page = Table([{"": "ER", "n": 1}], words=[""])._repr_html_()
+    assert '<thead><tr><td class="words"></td><th scope="col">n</th></tr></thead>' in page
