@@ -82,8 +82,8 @@ lint: $(READY) ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-soak: $(READY) ## all rows of the contract, then random cases of no forgetting (SEEDS=0-9999); no part of make test
-	MINICL_ALL=1 $(BIN)/python -m pytest -n 2 tests/test_testing.py tests/test_every_method.py
+soak: $(READY) ## all rows of the long tables, then random cases of no forgetting (SEEDS=0-9999); no part of make test
+	MINICL_ALL=1 $(BIN)/python -m pytest -n 2 $(shell grep -rl 'seeds.sampled(' tests)
 	$(BIN)/python -m minicl.testing --seeds $(SEEDS)
 
 browser-test: $(READY) ## read the built book in Chromium: every page, no network, axe-core (CHROMIUM=path)

@@ -117,7 +117,7 @@ def _turning(method: Callable[..., Learner]) -> Callable[..., Learner]:
 
 
 _NUMBER = [-1, float("nan"), float("inf"), "1", True]
-_isolating = partial(Method, cases=120)
+_isolating = partial(Method, cases=200)
 _pnn = partial(Method, cases=66, graphs=100, keeps=LOGITS, counts="saved")
 _hat = partial(
     _isolating,
