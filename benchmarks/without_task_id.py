@@ -7,8 +7,9 @@ FOLDER holds MNIST as torchvision lays it out (the files are read here; torchvis
 
 Parts, with --parts:
 
-search   PackNet, its network's dropout and epochs, with and without rotations, on the validation samples of seeds 0 and
-         1 (a tenth of the training images). The setting with the highest accuracy of the best rule is taken.
+search   PackNet, its network's dropout and epochs, with and without rotations, on the validation samples (a tenth of
+         the training images) of seed 100, which no result uses. The setting with the highest accuracy of the best
+         rule is taken.
 rules    PackNet, HAT and PNN with that setting, every rule, on test images: accuracy, naming, within, the calibration
          error of the largest softmax probability; and with 200 stored images, 20 a class, a scale and a shift a task.
          HAT and PNN are not searched.
@@ -46,13 +47,12 @@ RESULTS = Path(__file__).resolve().parent / "results" / "without_task_id.json"
 TASKS, BATCH, WIDTH, STORED = 5, 128, 400, 200
 ADAM = partial(torch.optim.Adam, lr=1e-3)
 SHARES = [1 / (TASKS - k) for k in range(TASKS)]
-SEARCH_SEEDS = (0, 1)
+SEARCH_SEEDS = (100,)
 GRID = [
-    {"rotations": rotations, "width": width, "dropout": dropout, "epochs": epochs}
-    for rotations in (False, True)
-    for width in (400, 1000)
+    {"rotations": rotations, "width": 400, "dropout": dropout, "epochs": epochs}
+    for rotations, lengths in ((False, (1, 3, 10)), (True, (3, 10, 20)))
     for dropout in (0.0, 0.5)
-    for epochs in (3, 10, 20)
+    for epochs in lengths
 ]
 UNSEARCHED: dict[bool, dict[str, Any]] = {
     False: {"rotations": False, "width": 400, "dropout": 0.0, "epochs": 3},

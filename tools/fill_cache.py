@@ -2,6 +2,7 @@
 
 jupyter-cache recognises a notebook by its code cells alone. A change inside `minicl`, in the pins or in Python would
 leave old numbers on the page, so a fingerprint of all of these lies beside the cache, which is dropped when it differs.
+What `make notebooks` has run in this state is taken as it came out, and not run a second time.
 
     python tools/fill_cache.py [--jobs N]
 """
@@ -9,7 +10,6 @@ leave old numbers on the page, so a fingerprint of all of these lies beside the 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import shutil
 import sys
@@ -17,24 +17,16 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+import executed
 import yaml
 from jupyter_cache import get_cache
-from jupyter_cache.base import CacheBundleIn
+from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
 from jupyter_cache.executors.utils import single_nb_execution
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "_build" / ".jupyter_cache"
 FINGERPRINT = ROOT / "_build" / ".jupyter_cache_fingerprint"
-
-
-def fingerprint() -> str:
-    """A hash of everything, except the notebooks themselves, that their results depend on."""
-    files = [*(ROOT / "minicl").rglob("*.py"), *(ROOT / "book").rglob("*.py"), ROOT / "requirements.txt"]
-    digest = hashlib.sha256(sys.version.encode())
-    for file in sorted(files):
-        digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 def pages() -> list[Path]:
@@ -46,6 +38,12 @@ def execute(path: Path, notebook: NotebookNode, timeout: int) -> tuple[NotebookN
     """Run one notebook in its own folder; returns it with its outputs, the seconds, and the traceback of a failure."""
     result = single_nb_execution(notebook, cwd=str(path.parent), timeout=timeout, allow_errors=False)
     return result.nb, result.time, result.exc_string
+
+
+def store(cache: JupyterCacheAbstract, path: Path, notebook: NotebookNode, seconds: float) -> None:
+    """Put a notebook with its outputs where the build looks for it."""
+    bundle = CacheBundleIn(notebook, str(path), data={"execution_seconds": seconds})
+    cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
 def time_limit() -> int:
@@ -68,7 +66,7 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     timeout = time_limit()
 
-    now = fingerprint()
+    now = executed.fingerprint()
     if CACHE.exists() and (not FINGERPRINT.exists() or FINGERPRINT.read_text() != now):
         print("minicl, the pins or Python changed: every notebook runs again")
         shutil.rmtree(CACHE)
@@ -82,7 +80,11 @@ def main() -> int:
         try:
             cache.match_cache_notebook(notebook)
         except KeyError:
-            todo.append((path, notebook))
+            seconds = executed.take(path, notebook, now)
+            if seconds is None:
+                todo.append((path, notebook))
+            else:
+                store(cache, path, notebook, seconds)
     total = len(pages())
     print(f"{total - len(todo)} of {total} notebooks are up to date", flush=True)
 
@@ -96,8 +98,7 @@ def main() -> int:
                 notebook, seconds, trouble = future.result()
                 name = path.relative_to(ROOT).as_posix()
                 if trouble is None:
-                    bundle = CacheBundleIn(notebook, str(path), data={"execution_seconds": seconds})
-                    cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+                    store(cache, path, notebook, seconds)
                     print(f"[{done}/{len(todo)}] {name}: {seconds:.1f} s", flush=True)
                 else:
                     failed += 1
