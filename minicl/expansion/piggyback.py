@@ -94,7 +94,7 @@ def masked_above(
     how: str = "plain",
     ternary: bool = False,
 ) -> Float[Tensor, "*shape"]:
-    """`masked(weight, binarize(scores, threshold))`, bit for bit, in half of the passes over memory.
+    """`masked(weight, binarize(scores, threshold))`, the same numbers in half of the passes over memory.
 
     Args:
         weight: W. Its gradient is dL/dW' as it comes: where a weight is off, nobody may be training it.
@@ -115,6 +115,9 @@ class _MaskedAbove(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(slope)
         ctx.how = how
+        if not ternary and not isinstance(threshold, Tensor):
+            # The backward pass of a ReLU that begins at tau: W where m_r > tau, 0 elsewhere, in one pass over memory.
+            return torch.ops.aten.threshold_backward(weight, scores, threshold)
         return _above(scores, threshold, ternary).mul_(weight)
 
     @staticmethod
