@@ -6,9 +6,10 @@ The plain step is written by hand: forward, backward, optimiser, on the same bat
 of its second task; CPG's is taken in its second task, with half of the weights owned by the first. The candidates take
 turns in blocks of steps.
 
-Measured on two cores that eight others shared (ratios of medians, two runs): Piggyback 1.61 and 1.67, CPG 2.54 and 2.46
-at 64-256-256; Piggyback 1.24 and 1.24, CPG 1.74 and 3.03 at 784-2000-2000; exported 0.99 to 1.02. In processor time
-alone, at 64-256-256: Piggyback 1.42, CPG 1.93. So both are above their targets, and what is exported is not.
+Measured on two cores that others shared (ratios of medians, two runs each): at 64-256-256 Piggyback 1.48 and 1.55, CPG
+1.89 twice; at 784-2000-2000 Piggyback 1.21 and 1.23, where it had been 1.31 and 1.33 before its product took one pass
+over memory, CPG 1.52 and 1.55; exported 1.02 to 1.10. So all are above their targets, save CPG with large layers: the
+mask and its gradient are passes over as many numbers as the layer has, and with small layers what Python does for them.
 """
 
 from __future__ import annotations
