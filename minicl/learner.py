@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -94,6 +95,8 @@ class Learner(Admission, Judging, Steps, Storable):
     """Whether the method works with labels that are classes alone, and so refuses tasks with `n_outputs=None`."""
     copies_backbone: ClassVar[bool] = False
     """Whether the given network is copied and not trained, so that two learners may have the same."""
+    forward_alone: ClassVar[bool] = False
+    """Whether layers may be called in the forward pass alone: no gradient checkpointing."""
     saved_attributes: ClassVar[tuple[str, ...]] = ()
     """Names of plain attributes that belong into a saved file, beside the tensors of the state dict."""
     lesson_attributes: ClassVar[tuple[str, ...]] = ()
@@ -133,6 +136,7 @@ class Learner(Admission, Judging, Steps, Storable):
         self._writes_input = False  # whether the backbone works in place on what it is given
         self._current: int | None = None  # the task that is being learned
         self._in_progress: InProgress | None = None
+        self._protected: list[weakref.ref[torch.optim.Optimizer]] = []
         self._copied_at: int | None = None  # the task that was being learned when this was copied from another learner
         self._made: dict[int, set[str]] = {}  # names of the parameters that `grow` made, by task
         like = next((t for t in backbone.parameters() if t.is_floating_point()), torch.empty(0))
@@ -301,7 +305,7 @@ class Learner(Admission, Judging, Steps, Storable):
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy, or a pickle: a task that is being learned can be asked there, and not be learned to its end."""
-        return {**self.__dict__, "_in_progress": None, "_copied_at": self._current}
+        return {**self.__dict__, "_in_progress": None, "_protected": [], "_copied_at": self._current}
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """As of every module; refused where an average of an earlier task asks, which would mix up tasks."""

@@ -7,8 +7,9 @@ method needs is told so before the task counts as learned.
 from __future__ import annotations
 
 import functools
+import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -152,6 +153,7 @@ class InProgress:
         self.learner, self.task_id = learner, task_id
         self.made = made  # names of the parameters that were made for this task
         self.steps = 0  # of protected optimisers
+        self.taken: list[int] = []  # steps of each call of `fit` that has come to its end
         self.losses = 0  # calls of `loss`
         self.edited_at = 0  # how many of them there had been when the gradients were last edited
         self.editing = False
@@ -165,13 +167,31 @@ class InProgress:
 
         def looked_at(*args: Any, **kwargs: Any) -> None:
             steps, losses, before = self.steps, self.losses, self._sums()
-            fit(*args, **kwargs)
+            try:
+                fit(*args, **kwargs)
+            except ValueError as error:
+                self._explain(error, self.steps - steps)
+                raise
+            self.taken.append(self.steps - steps)
             tried = self.losses > losses or any(p.grad is not None for p in self.learner.parameters())
             if self.steps > steps or (tried and self._sums() != before):
                 self._check(self.steps > steps, self.losses > losses)
                 self.check_made()
 
         return looked_at
+
+    def _explain(self, error: ValueError, steps: int) -> None:
+        """ValueError in words where a schedule has gone through all of its steps, and the task takes more."""
+        total = re.search(r"specified number of total steps is (\d+)", str(error))
+        if total is not None:
+            name, before = type(self.learner).__name__, sum(self.taken)
+            earlier = f", after {before} in earlier ones" if before else ""
+            raise ValueError(
+                f"the learning rate's schedule has total_steps={total[1]}, and task {self.task_id} takes more: call "
+                f"{len(self.taken) + 1} of fit is at step {steps}{earlier}. {name} may call fit several times for a "
+                "task, each time for as many epochs as it says: make the schedule inside fit, with the steps of that "
+                "call as its total_steps"
+            ) from error
 
     def _sums(self) -> list[float]:
         sums = [p.detach().sum(dtype=torch.float64) for p in self.learner.parameters() if p.requires_grad]
@@ -368,10 +388,25 @@ class Steps(State):
         protected = inner.__dict__.setdefault("_protected_by", [])
         if not any(learner is self for learner in protected):
             protected.append(self)
+            self._protected = [ref for ref in self._protected if ref() is not None] + [weakref.ref(inner)]
             inner.register_step_pre_hook(self._before_optimizer_step)
             inner.register_step_post_hook(self._after_optimizer_step)
             inner.register_load_state_dict_post_hook(lambda *_: inner.__dict__.pop("_cleared_for", None))
         return optimizer
+
+    def optimizer_states(self, parameters: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """What protected optimisers remember of these parameters: tensors by their names, a dictionary for each kind.
+
+        Momentum is one kind, and Adam has two. All of them have as many axes as the parameter.
+        """
+        found: dict[tuple[int, str], dict[str, Tensor]] = {}
+        optimizers = [optimizer for ref in self._protected if (optimizer := ref()) is not None]
+        for number, optimizer in enumerate(optimizers):
+            for name, parameter in parameters.items():
+                for kind, value in optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == parameter.ndim > 0:
+                        found.setdefault((number, kind), {})[name] = value
+        return list(found.values())
 
     def _before_optimizer_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]

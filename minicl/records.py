@@ -12,6 +12,10 @@ from .heads import Heads
 from .inputs import Tree
 
 if TYPE_CHECKING:
+    from weakref import ref
+
+    from torch.optim import Optimizer
+
     from .protection import InProgress
 
 
@@ -40,6 +44,7 @@ class State(nn.Module):
     needs_task_id: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
     copies_backbone: ClassVar[bool] = False
+    forward_alone: ClassVar[bool] = False
     saved_attributes: ClassVar[tuple[str, ...]] = ()
     lesson_attributes: ClassVar[tuple[str, ...]] = ()
 
@@ -58,6 +63,7 @@ class State(nn.Module):
     _writes_input: bool
     _current: int | None
     _in_progress: InProgress | None
+    _protected: list[ref[Optimizer]]
     _copied_at: int | None
     _made: dict[int, set[str]]
     _like: Tensor

@@ -107,6 +107,7 @@ class GatedNetwork(Learner):
         gates = self.gate_values(self.mask(task_id))
         if not self.tasks[task_id].finished:
             self.gates.values = gates  # and they stay, for what computes a part once more in the backward pass
+            self.gates.anew = lambda: self.gate_values(self.mask(task_id))
             return self.apply_network(self.backbone, x)
         with one_at_a_time(), self.gates.set(self.backbone, self.graph, gates):
             return self.apply_kept(self.backbone, x, self.masked_tensors(task_id))
@@ -199,18 +200,21 @@ class GatedNetwork(Learner):
     def in_order(self, task_id: int, masks: list[Tensor], fresh: dict[str, Tensor]) -> list[Tensor]:
         """Reorder each layer's free units: those that this task claims come first. Claimed ones stay where they are.
 
+        What protected optimisers remember of a weight goes with it.
+
         Args:
             masks: of the task, one per layer.
             fresh: further tensors to be put in the same order, by name in the backbone.
         """
         head: Any = self.heads.real(str(task_id))
         tensors = every_name(self.backbone) | ({} if isinstance(head, nn.Identity) else {HEAD: head.weight})
+        states = self.optimizer_states(tensors)
         for number, (layer, used) in enumerate(zip(self.graph.layers, self.used(), strict=True)):
             if not layer.tied:
                 free, order = (used == 0).nonzero().flatten(), torch.arange(layer.units, device=used.device)
                 claims = masks[number][free]
                 order[free] = torch.cat([free[claims], free[~claims]])
-                for each in (tensors, fresh):
+                for each in (tensors, fresh, *states):
                     units.reorder(each, layer.places, order)
                 masks[number] = masks[number][order]
         return masks

@@ -25,15 +25,33 @@ class Gates:
 
     Attributes:
         values: one mask for each gate.
+        anew: makes the values once more, with a graph of their own.
     """
 
     def __init__(self) -> None:
         self.values: Sequence[Tensor] | None = None
+        self.anew: Callable[[], Sequence[Tensor]] | None = None
+        self.without_graph: set[int] = set()  # the gates that were last called where no graph is made
         self._handles: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy: the gates are open until the next forward pass, for PyTorch copies no tensor with a graph."""
-        return {**self.__dict__, "values": None}
+        return {**self.__dict__, "values": None, "anew": None}
+
+    def value(self, number: int) -> Tensor | None:
+        """The mask of one gate.
+
+        Reentrant gradient checkpointing runs a part of the network without a graph, and again in the backward pass,
+        through which it goes backward on its own: there each gate needs a graph that belongs to that part alone.
+        """
+        if torch._C._current_graph_task_id() != -1:
+            if number in self.without_graph and self.anew is not None:
+                return self.anew()[number]
+        elif torch.is_grad_enabled():
+            self.without_graph.discard(number)
+        else:
+            self.without_graph.add(number)
+        return None if self.values is None else self.values[number]
 
     def attach(self, network: nn.Module, graph: Graph) -> None:
         """Put the gates behind their modules."""
@@ -45,7 +63,7 @@ class Gates:
         """Take them away again."""
         while self._handles:
             self._handles.pop().remove()
-        self.values = None
+        self.values = self.anew = None
 
     @contextmanager
     def set(self, network: nn.Module, graph: Graph, values: Sequence[Tensor]) -> Any:
@@ -67,8 +85,8 @@ class _Gate:
         self.gates, self.number, self.behind = gates, number, behind
 
     def __call__(self, module: nn.Module, args: Any, h: Tensor) -> Tensor:
-        values = self.gates.values
-        return h if values is None else gated(h, values[self.number], self.behind)
+        value = self.gates.value(self.number)
+        return h if value is None else gated(h, value, self.behind)
 
 
 def gated(h: Tensor, mask: Tensor, behind: int) -> Tensor:
@@ -226,9 +244,12 @@ def hold(frozen: FrozenEntries, parameter: nn.Parameter, claimed: Tensor) -> Non
 
 @torch.no_grad()
 def reorder(tensors: Mapping[str, Tensor], places: Iterable[tuple[str, int, int]], order: Tensor) -> None:
-    """Put the entries of one layer's units in this order, in all tensors that have a place for them."""
+    """Put the entries of one layer's units in this order, in all tensors that have a place for them.
+
+    Some optimisers keep means over an axis (Adafactor): of size 1, they have no place for units.
+    """
     for name, axis, each in places:
-        if name in tensors:
+        if name in tensors and tensors[name].shape[axis] == each * len(order):
             tensors[name].copy_(tensors[name].index_select(axis, spread(order, each)))
 
 

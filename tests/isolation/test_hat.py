@@ -773,18 +773,22 @@ def test_dropout_before_the_first_layer_is_off_for_finished_tasks() -> None:
 
 
 class Checkpointed(nn.Module):
-    def __init__(self, again: bool) -> None:
+    def __init__(self, again: str) -> None:
         super().__init__()
-        self.one, self.two, self.again = nn.Linear(6, 12), nn.Linear(12, 9), again
+        self.zero, self.one, self.two, self.again = nn.Linear(6, 6), nn.Linear(6, 12), nn.Linear(12, 9), again
 
     def forward(self, x: Tensor) -> Tensor:
-        part = nn.Sequential(self.one, nn.ReLU(), self.two)
-        return F.relu(checkpoint(part, x, use_reentrant=False) if self.again else part(x))
+        h = self.zero(x)
+        for part in (nn.Sequential(self.one, nn.ReLU()), self.two):
+            h = checkpoint(part, h, use_reentrant=self.again == "reentrant") if self.again else part(h)
+        return F.relu(h)
 
 
-def test_what_is_computed_once_more_in_the_backward_pass_has_its_gates() -> None:
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # PyTorch's, where nothing is trained
+@pytest.mark.parametrize("how", ["reentrant", "without"])
+def test_what_is_computed_once_more_in_the_backward_pass_has_its_gates(how: str) -> None:
     found = []
-    for again in (False, True):
+    for again in ("", how):
         torch.manual_seed(seeds.current())
         learner = HAT(Checkpointed(again), c=0.1)
         train(learner, 0)
@@ -792,6 +796,39 @@ def test_what_is_computed_once_more_in_the_backward_pass_has_its_gates() -> None
         found.append(learner.backbone.state_dict())
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value)
+
+
+@pytest.mark.parametrize("make", [partial(torch.optim.Adam, lr=0.01), partial(torch.optim.Adafactor, lr=0.01)])
+def test_what_an_optimiser_remembers_goes_with_the_units(make: Any) -> None:
+    """Units that are put in order learn as they would have where they were."""
+    found = []
+    for ordered in (True, False):
+        torch.manual_seed(0)
+        learner, optimizers = HAT(minicl.mlp(6, 16, 12), c=0.3), []
+        for task in (make_task(0), make_task(1)):
+
+            def fit(
+                learner: Any = learner, task: Task = task, optimizers: Any = optimizers, ordered: bool = ordered
+            ) -> None:
+                for layer in learner.graph.layers:
+                    layer.tied = not ordered
+                new = [p for p in learner.parameters() if p.requires_grad]
+                if optimizers:  # the same for each unit, wherever it stands
+                    nn.init.constant_(learner.scores["1"], 0.5)
+                    learner.heads["1"].weight.data.copy_(torch.tensor([[0.1], [-0.1], [0.2]]).expand(3, 12))
+                    old = {id(p) for group in optimizers[0].param_groups for p in group["params"]}
+                    optimizers[0].add_param_group({"params": [p for p in new if id(p) not in old]})
+                else:
+                    optimizers.append(learner.protect(make(new)))
+                for progress in (0, 0.5, 1):
+                    learner.before_step(progress)
+                    optimizers[0].zero_grad()
+                    learner.loss(task.train.x, task.train.y, task.id).backward()
+                    optimizers[0].step()
+
+            learner.learn(task, fit)
+        found.append(learner.eval()(make_task(1).test.x, 1))
+    torch.testing.assert_close(*found)
 
 
 def test_a_copy_made_while_a_task_is_learned_is_on_its_own() -> None:
