@@ -9,6 +9,7 @@ from . import inputs
 from .distributed import check_wrapper
 from .freezing import evaluating
 from .inputs import Tree
+from .networks import not_called_again
 from .records import State, TaskRecord
 from .tasks import Task, check_scenario, check_task_id
 
@@ -180,6 +181,8 @@ class Admission(State):
             )
         now = [leaf._version for leaf in inputs.tensors(given)]
         self._writes_input = self._writes_input or now != versions
+        if self.forward_alone and not self.tasks:
+            not_called_again(network, lambda trial: self.apply_network(trial, given), type(self).__name__)
         return features[0].numel()
 
     def classes_of(self, task_id: int | None = None) -> list[int | str]:

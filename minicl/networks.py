@@ -10,12 +10,16 @@ import inspect
 import math
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+from .freezing import copied
 
 
 def mlp(
@@ -230,3 +234,35 @@ def no_sparse_gradients(backbone: nn.Module, method: str) -> None:
                     f"layer {name!r} ({type(module).__name__}) gives sparse gradients, which {method} cannot work "
                     "with; allowed: sparse=False"
                 )
+
+
+def not_called_again(network: nn.Module, call: Callable[[nn.Module], Any], method: str) -> None:
+    """ValueError where a training step calls a module once more in its backward pass, as gradient checkpointing does.
+
+    Args:
+        network: tried in a copy, so that nothing of it changes.
+        call: runs a network on inputs of the task.
+        method: which puts tensors into the network, or takes some out, for the forward pass alone.
+    """
+    again: list[str] = []
+
+    def note(name: str, *_: Any) -> None:
+        if torch._C._current_graph_task_id() != -1:
+            again.append(name)
+
+    cuda = sorted({p.device.index for p in network.parameters() if p.is_cuda})
+    with (
+        torch.random.fork_rng(devices=cuda),
+        torch.enable_grad(),
+        suppress(Exception),
+    ):  # other faults are told elsewhere
+        trial = copied(network).train().requires_grad_(True)
+        for name, module in trial.named_modules():
+            module.register_forward_pre_hook(partial(note, name))
+        call(trial).sum().backward()
+    if again:
+        raise ValueError(
+            f"layer {again[0]!r} of the backbone is called in the backward pass too (gradient checkpointing), where "
+            f"what {method} puts in for a task is not in its place; switch gradient checkpointing off, or use "
+            "minicl.PackNet or minicl.HAT"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -110,3 +111,32 @@ class TensorDict(nn.Module):
         self._buffers.clear()
         for name, tensor in saved.items():
             self.register_buffer(name, tensor.new_empty(tensor.shape, device=device))
+
+
+@contextmanager
+def gradients_put_back(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Here parameters have no gradients, so that `backward` makes them; afterwards they have those of before."""
+    before = [(parameter, parameter.grad) for parameter in parameters]
+    try:
+        for parameter, _ in before:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient
+
+
+def calls_again(loss: Tensor) -> bool:
+    """Whether the backward pass of a loss calls parts of the network again by a `backward` inside it.
+
+    That is reentrant gradient checkpointing, with which PyTorch refuses `torch.autograd.grad`.
+    """
+    seen, ahead = set(), [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            if "CheckpointFunction" in node.name():
+                return True
+            seen.add(node)
+            ahead += [following for following, _ in node.next_functions]
+    return False

@@ -485,24 +485,42 @@ class Odd(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h: Tensor = self.first(x.flatten(1))
-        if self.kind == "checkpoint":
-            h = torch.utils.checkpoint.checkpoint(torch.relu, h, use_reentrant=False)
+        if self.kind in ("checkpoint", "reentrant"):
+            return torch.utils.checkpoint.checkpoint(self.rest, h, use_reentrant=self.kind == "reentrant")
         else:
             h = OldStyle.apply(h) if self.kind == "old" else h.relu()
         return self.second(h)
 
+    def rest(self, h: Tensor) -> Tensor:
+        result: Tensor = self.second(h.relu())
+        return result
 
-@pytest.mark.parametrize("method", ["ewc", "mas"])
-@pytest.mark.parametrize("kind", ["checkpoint", "old"])
-def test_networks_that_torch_func_cannot_take(method: str, kind: str) -> None:
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # PyTorch's, where nothing is trained
+@pytest.mark.parametrize("method", ["ewc", "mas", "gem", "agem"])
+@pytest.mark.parametrize("kind", ["checkpoint", "reentrant", "old"])
+def test_networks_that_torch_func_or_autograd_grad_cannot_take(method: str, kind: str) -> None:
     found = []
     for k in ("plain", kind):
         torch.manual_seed(0)
         learner = minicl.METHODS[method](Odd(k))
-        minicl.run(learner, stream(2), epochs=1, progress=False)
-        found.append(learner.latest.importances)  # type: ignore[union-attr]
-    for name, value in found[0].items():  # type: ignore[operator, union-attr]
-        torch.testing.assert_close(found[1][name], value, msg=name)  # type: ignore[index]
+        minicl.run(learner, stream(2), epochs=2, batch_size=20, progress=False)
+        found.append({name: tensor for name, tensor in learner.state_dict().items() if "memory" not in name})
+    for name, value in found[0].items():  # importances are among them
+        torch.testing.assert_close(found[1][name], value, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # PyTorch's, where nothing is trained
+@pytest.mark.parametrize("kind", ["reentrant", "plain"])
+def test_importances_leave_gradients_as_they_are(kind: str) -> None:
+    learner, task = minicl.MAS(Odd(kind)), stream(1)[0]
+    learner.prepare(task)
+    before = {name: torch.full_like(p, 0.5) for name, p in learner.named_parameters()}
+    for name, p in learner.named_parameters():
+        p.grad = before[name]
+    learner.learn(task, lambda: None)
+    assert all(p.grad is before[name] for name, p in learner.named_parameters())
+    assert all(bool((value == 0.5).all()) for value in before.values())
 
 
 @pytest.mark.parametrize("method", ["ewc", "mas", "agscl"])
@@ -1114,29 +1132,62 @@ def test_a_learner_without_numbers_is_refused_before_training() -> None:
             minicl.METHODS[method](network).learn(stream(1)[0], lambda: pytest.fail("training began"))
 
 
+class Checkpointed(nn.Module):
+    """As people do it: in training mode, where it is switched on."""
+
+    def __init__(self, reentrant: bool, on: bool = True) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 12), nn.Linear(12, 8)
+        self.reentrant, self.on = reentrant, on
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x.flatten(1)).relu()
+        if not (self.training and self.on):
+            return self.second(h).relu()
+        return torch.utils.checkpoint.checkpoint(self.second, h, use_reentrant=self.reentrant).relu()
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("method", ["piggyback", "cpg"])
-def test_gradient_checkpointing_is_refused_where_weights_are_put_in(method: str, reentrant: bool) -> None:
+@pytest.mark.parametrize("method", ["pnn", "piggyback", "cpg"])
+def test_gradient_checkpointing_is_refused_where_something_is_put_in(method: str, reentrant: bool) -> None:
     """The layers would be called once more with other weights, and the task would learn from wrong gradients."""
+    tasks = stream(2)
+    learner = minicl.METHODS[method](Checkpointed(reentrant))
+    weights = copy.deepcopy(learner.state_dict())
+    with pytest.raises(
+        ValueError, match=rf"layer 'second'.* \(gradient checkpointing\), where what {type(learner).__name__}"
+    ):
+        learner.learn(tasks[0], lambda: pytest.fail("training began"))
+    assert same(list(learner.state_dict().values()), list(weights.values()))
 
-    class Checkpointed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Linear(64, 12), nn.Linear(12, 8)
+    network = Checkpointed(reentrant, on=False)
+    learner = minicl.METHODS[method](network)
+    learn(learner, tasks[:1])
+    for module in (*learner.modules(), network):
+        if isinstance(module, Checkpointed):
+            module.on = True
+    with pytest.raises(RuntimeError, match=r"was called in the backward pass \(gradient checkpointing\)"):
+        learn(learner, tasks[1:])
+    assert learner.learned == [0]
+    assert not any(module._forward_pre_hooks for module in network.modules())
 
-        def forward(self, x: Tensor) -> Tensor:
-            h = self.first(x.flatten(1)).relu()
-            if not self.training:
-                return self.second(h).relu()
-            return torch.utils.checkpoint.checkpoint(self.second, h, use_reentrant=reentrant).relu()
 
-    learner, tasks = minicl.METHODS[method](Checkpointed()), stream(2)
-    first = tasks[:1] if method == "cpg" else []  # which trains the network itself
-    learn(learner, first)
-    with pytest.raises(RuntimeError, match=r"a Linear was called in the backward pass \(gradient checkpointing\)"):
-        learn(learner, tasks[len(first) :])
-    assert len(learner.learned) == len(first)
-    assert not any(module._forward_pre_hooks for module in learner.backbone.modules())
+@pytest.mark.parametrize("method", ["packnet", "cpg"])
+def test_a_schedule_that_knows_one_training_is_refused_in_words_in_the_second(method: str) -> None:
+    learner, task, made = minicl.METHODS[method](minicl.mlp(64, 16)), stream(1)[0], []
+
+    def fit(epochs: int = 2) -> None:
+        if not made:
+            optimizer = learner.protect(SGD([p for p in learner.parameters() if p.requires_grad], lr=0.1))
+            made.extend([optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=2)])
+        for _ in range(epochs):
+            learner.loss(task.train.x, task.train.y, 0).backward()
+            for each in made:
+                each.step()
+
+    with pytest.raises(ValueError, match=r"has total_steps=2, .* call 2 of fit is at step 1, after 2 in earlier ones"):
+        learner.learn(task, fit)
+    assert learner.learned == []
 
 
 def test_an_extractor_that_is_still_read_keeps_its_id() -> None:

@@ -119,6 +119,7 @@ class CPG(OwnedNetwork):
     """
 
     saved_attributes = ("width",)
+    forward_alone = True
     alone: nn.Module | None
 
     def __init__(

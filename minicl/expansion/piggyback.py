@@ -161,6 +161,7 @@ class Piggyback(SharedNetwork):
     """
 
     saved_attributes = ("untrained",)
+    forward_alone = True
 
     def __init__(
         self,

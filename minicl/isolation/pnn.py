@@ -163,6 +163,7 @@ class PNN(Learner):
 
     needs_task_id = True
     copies_backbone = True
+    forward_alone = True
 
     def __init__(self, backbone: nn.Module, adapter: str = "linear", start: str | None = None) -> None:
         checks.one_of("adapter", adapter, ("linear", "mlp"))

@@ -17,6 +17,7 @@ from ..inputs import Tree
 from ..learner import Learner
 from ..samples import LazySamples, Samples
 from ..tasks import Task
+from ..tensors import gradients_put_back
 
 PER_SAMPLE_NUMBERS = 8_000_000
 """Gradients of single samples that are held at once, in numbers: 32 MB of float32."""
@@ -62,7 +63,24 @@ def mean_over_samples(
             each.append([torch.zeros_like(v) if g is None else g for g, v in zip(found, theta.values(), strict=True)])
         return {name: torch.stack(of_each) for name, of_each in zip(theta, zip(*each, strict=True), strict=True)}
 
-    gradients = vmap(grad(scalar), in_dims=(None, 0, 0))
+    def by_backward(theta: dict[str, Tensor], x: Tree, y: Tensor) -> dict[str, Tensor]:
+        """The same through `backward` and the learner's own parameters: for reentrant gradient checkpointing.
+
+        PyTorch refuses it any other way; and what is called once more in the backward pass reads the parameters that
+        are there by then.
+        """
+        each: dict[str, list[Tensor]] = {name: [] for name in theta}
+        with gradients_put_back(learner.parameters()):
+            for i, b in enumerate(y):
+                a = inputs.map(lambda leaf: leaf[i : i + 1], x)  # noqa: B023
+                with torch.enable_grad():
+                    output(learner(a, task_id).squeeze(0), b).backward()
+                for name, parameter in parameters.items():
+                    found, parameter.grad = parameter.grad, None
+                    each[name].append(torch.zeros_like(parameter) if found is None else found)
+        return {name: torch.stack(of_each) for name, of_each in each.items()}
+
+    ways = [vmap(grad(scalar), in_dims=(None, 0, 0)), one_by_one, by_backward]
     # As many samples at once as fit comfortably in memory: each brings a gradient of the size of the network.
     chunk = max(1, min(256, PER_SAMPLE_NUMBERS // max(1, sum(t.numel() for t in theta.values()))))
     if sum(t.numel() for t in learner.parameters()) > LARGE:  # then activations are, too, even where theta is small
@@ -74,14 +92,18 @@ def mean_over_samples(
             x = feed(batch.x)
             y = batch.y if relabel is None else relabel(batch.x)
             given = theta, x, y.to(learner.device)
-            try:
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "There is a performance drop")
-                    found = gradients(*given)
-            except (RuntimeError, NotImplementedError, ValueError):
-                # A layer that vmap or torch.func cannot take: an LSTM, gradient checkpointing, an old autograd.Function
-                gradients = one_by_one
-                found = gradients(*given)
+            while True:
+                try:
+                    with warnings.catch_warnings():
+                        warnings.filterwarnings("ignore", "There is a performance drop")
+                        found = ways[0](*given)
+                    break
+                except (RuntimeError, NotImplementedError, ValueError):
+                    # A layer that vmap or torch.func cannot take (an LSTM, an old autograd.Function), or that
+                    # autograd.grad cannot (gradient checkpointing); of what no way can take, the last one says why.
+                    if len(ways) == 1:
+                        raise
+                    ways.pop(0)
             for name, g in found.items():
                 mean[name] += measure(g).sum(0)
     return {name: value.div_(len(samples)) for name, value in mean.items()}

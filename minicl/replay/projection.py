@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..learner import Fit
 from ..networks import no_sparse_gradients
 from ..tasks import Task
+from ..tensors import calls_again, gradients_put_back
 from .memory import Replay
 
 
@@ -21,9 +22,11 @@ class GradientProjection(Replay):
         super().__init__(backbone, budget, share, **hyperparameters)
         self._batch_size = 1
         self._set_without_batch: list[nn.Parameter] = []
+        self._calls_again: bool | None = None  # whether the network is checkpointed reentrantly; known while it learns
 
     def learn(self, task: Task, fit: Fit) -> None:
         self.zero_grad()  # what an earlier loop has left behind is no part of the new task's gradient
+        self._calls_again = None
         super().learn(task, fit)
 
     def loss(self, x: Tensor, y: Tensor, task_id: int | None = None) -> Tensor:
@@ -50,7 +53,13 @@ class GradientProjection(Replay):
         """The gradient of the mean loss over remembered samples, in one vector."""
         with torch.enable_grad():
             loss = self.mixed_loss(x, y, task_ids)
-        return flat(torch.autograd.grad(loss, parameters, allow_unused=True), parameters)
+        if self._calls_again is None:
+            self._calls_again = calls_again(loss)
+        if not self._calls_again:
+            return flat(torch.autograd.grad(loss, parameters, allow_unused=True), parameters)
+        with gradients_put_back(self.parameters()):
+            loss.backward()
+            return flat((parameter.grad for parameter in parameters), parameters)
 
 
 def flat(gradients: Iterable[Tensor | None], parameters: list[nn.Parameter]) -> Tensor:

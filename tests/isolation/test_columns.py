@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from loops import ADAM, SGD, Loop, answers, same_bits, small_tasks, state
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
-from torch.utils.checkpoint import checkpoint
 
 import minicl
 from minicl import PNN, Task, files
@@ -532,22 +531,6 @@ def test_a_trace_that_answers_otherwise_is_noticed() -> None:
     Loop(learner).learn(*tasks)
     with pytest.raises(ValueError, match=r"torch.fx: ValueError: the answers are not the same; torch.export: "):
         learner.export(0)
-
-
-def test_gradient_checkpointing_is_refused_in_words() -> None:
-    class Checkpointed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
-
-        def forward(self, x: Tensor) -> Tensor:
-            h = self.first(x)
-            return checkpoint(self.second, h, use_reentrant=False) if self.training else self.second(h)
-
-    learner, tasks = PNN(Checkpointed()), small_tasks(n=2, shape=(6,))
-    loop = Loop(learner).learn(tasks[0])
-    with pytest.raises(RuntimeError, match=r"layer 'second' was called in the backward pass.*switch gradient"):
-        loop.learn(tasks[1])
 
 
 class Ids(nn.Module):
