@@ -5,9 +5,10 @@ as in Piggyback, which of the owned ones it reads. If that does not reach its go
 begins again. Then what it trained is pruned step by step for as long as the goal holds, and frozen.
 
 The file reads from top to bottom: the equations, then the learner. Which weights a network has, and what finished tasks
-read, is in `minicl.isolation.owners` and `minicl.isolation.shared`. The authors' code is github.com/ivclab/CPG at
-f1b20ea, `utils/prune.py:31-102` and `experiment1/CPG_cifar100_scratch_mul_1.5.sh`; where this departs from it, the
-docstring of `CPG` says so.
+read, is in `minicl.isolation.owners` and `minicl.isolation.shared`; how the network gets wider, in
+`minicl.expansion.wide`; what accuracy is enough, in `minicl.expansion.goals`. The authors' code is
+github.com/ivclab/CPG at f1b20ea, `utils/prune.py:31-102` and `experiment1/CPG_cifar100_scratch_mul_1.5.sh`; where this
+departs from it, the docstring of `CPG` says so.
 """
 
 from __future__ import annotations
@@ -22,23 +23,14 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor, nn
 
 from .. import checks
-from ..evaluation import evaluate
-from ..freezing import Finished, Template, copied, every_name, weight_at
-from ..isolation.owners import Owners, prunable
 from ..isolation.packnet import keep_mask, owned_by
-from ..isolation.shared import OwnedNetwork
-from ..isolation.task_masks import TaskMasks
 from ..isolation.task_norms import TaskNorms
-from ..learner import Fit, TaskRecord
-from ..networks import is_initial, reinitialize
+from ..learner import Fit
 from ..protection import Snapshot
-from ..saving import check_state, out_of_a_row, starting_with
 from ..tasks import Task
-from ..tensors import first
+from .goals import Goal, GoalNetwork, check_goal
 from .piggyback import binarize, masked_above
-from .widen import widening
-
-Goal = float | str | Sequence[float] | None
+from .stages import Stage
 
 # ---- the equations ---------------------------------------------------------------------------------------------------
 
@@ -70,7 +62,7 @@ def picked(owner: UInt8[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], task: i
 # ---- the learner -----------------------------------------------------------------------------------------------------
 
 
-class CPG(OwnedNetwork):
+class CPG(GoalNetwork):
     """Many tasks in one network that grows when it has to: train and pick, grow, compact, freeze.
 
     Weights with owners are those of Linear and Conv layers (1d, 2d, 3d, transposed), of recurrent layers, the input
@@ -118,9 +110,7 @@ class CPG(OwnedNetwork):
         ValueError: a hyperparameter out of its range, or a network that cannot be packed, or not be widened.
     """
 
-    saved_attributes = ("width",)
     forward_alone = True
-    alone: nn.Module | None
 
     def __init__(
         self,
@@ -141,48 +131,27 @@ class CPG(OwnedNetwork):
         check_goal(goal)
         tolerance = checks.number("tolerance", tolerance, most=1, below=True)
         max_width = checks.number("max_width", max_width, least=1)
-        widen = checks.number("widen", widen, beyond=True)
-        stage = checks.number("stage", stage, beyond=True, most=1, below=True)
-        stage_epochs, every = checks.integer("stage_epochs", stage_epochs), checks.integer("every", every)
         if retrain_epochs is not None:
             retrain_epochs = checks.integer("retrain_epochs", retrain_epochs, 0, ", or None for as many as before")
-        threshold = checks.number("threshold", threshold)
-        scale = checks.number("scale", scale)
+        own: dict[str, Any] = {
+            "widen": checks.number("widen", widen, beyond=True),
+            "stage": checks.number("stage", stage, beyond=True, most=1, below=True),
+            "stage_epochs": checks.integer("stage_epochs", stage_epochs),
+            "every": checks.integer("every", every),
+            "retrain_epochs": retrain_epochs,
+            "threshold": checks.number("threshold", threshold),
+            "scale": checks.number("scale", scale),
+            "batchnorm": checks.one_of("batchnorm", batchnorm, ("frozen", "per-task")),
+            "prunable": list(prunable),
+        }
         if scale <= threshold:
             raise ValueError(f"scale is {scale}; allowed: more than threshold={threshold}, or nothing is picked")
-        checks.one_of("batchnorm", batchnorm, ("frozen", "per-task"))
-        first_network = backbone if isinstance(backbone, nn.Module) or not callable(backbone) else backbone(1.0)
-        per_task = batchnorm == "per-task"
-        super().__init__(
-            first_network,
-            prunable,
-            TaskNorms(per_task, vectors=True),
-            goal=goal,
-            tolerance=tolerance,
-            max_width=max_width,
-            widen=widen,
-            stage=stage,
-            stage_epochs=stage_epochs,
-            every=every,
-            retrain_epochs=retrain_epochs,
-            threshold=threshold,
-            scale=scale,
-            batchnorm=batchnorm,
-            prunable=list(prunable),
-        )
-        self.goal, self.tolerance, self.max_width, self.widen = goal, tolerance, max_width, widen
-        self.stage, self.stage_epochs, self.every, self.retrain_epochs = stage, stage_epochs, every, retrain_epochs
-        self.threshold, self.scale = threshold, scale
-        self.make = widening(backbone, max_width)
-        one_of_its_own = copied(first_network) if goal == "individual" else nn.Identity()
-        self.template = Template(one_of_its_own)
-        self.masks = TaskMasks()
-        self.register_module("alone", None)  # the network of its own that a goal is found with
-        self.width = self._built = 1.0
-        self._narrow: dict[float, nn.Module] = {}  # networks of finished tasks, without numbers, by width
-        self._before: list[Callable[[], None]] = []  # what undoes growing, if the task breaks off
-        self._stage: tuple[float, float] | None = None  # from which sparsity to which, while compacting
-        self._epoch, self._progress, self._steps = 0, -1.0, 0  # where in the stage
+        first = backbone if isinstance(backbone, nn.Module) or not callable(backbone) else backbone(1.0)
+        norms = TaskNorms(batchnorm == "per-task", vectors=True)
+        super().__init__(first, backbone, prunable, norms, goal, tolerance, max_width=max_width, **own)
+        self.widen, self.stage, self.stage_epochs, self.every, self.retrain_epochs = list(own.values())[:5]
+        self.threshold, self.scale = own["threshold"], own["scale"]
+        self._compacting, self._stage = False, Stage()
         self._picking: dict[str, tuple[Tensor, Tensor]] = {}  # thresholds and slopes of its masks
 
     # ---- the algorithm -----------------------------------------------------------------------------------------------
@@ -203,60 +172,18 @@ class CPG(OwnedNetwork):
         self.retrain(task, fit)
         self.freeze(task)
 
-    def goal_of(self, task: Task, fit: Fit) -> float:
-        """The accuracy that is enough; in the record's notes as "goal", without the tolerance."""
-        number, notes = self.check_number(), self.tasks[task.id].notes
-        if not len(task.make("valid")):
-            raise ValueError(f"CPG goes by validation samples, and task {task.id} has none; give valid=(x, y)")
-        self._remember(task)
-        if any(self.masks.score(task.id, layer).shape != w.shape for layer, w in self.weights().items()):
-            self._begin_again(task)  # it was prepared before the network grew
-        goal = self.goal
-        if isinstance(goal, Sequence) and not isinstance(goal, str):
-            if number > len(goal):
-                raise ValueError(f"goal has {len(goal)} values, one per task, and this is task number {number}")
-            goal = goal[number - 1]
-        if goal == "individual":
-            network = copied(self.template.network)
-            reinitialize(network)
-            self.alone = network.train(self.training)
-            self._new_head(task)
-            self._announce()
-            fit()
-            goal = self.accuracy(task)
-            self.alone = None
-            self._new_head(task)
-        notes["goal"] = goal
-        return -math.inf if goal is None else float(goal) - self.tolerance
-
-    def accuracy(self, task: Task) -> float:
-        """On validation samples."""
-        return evaluate(self, task, "valid")
-
     def train_and_pick(self, task: Task, fit: Fit) -> None:
         """Train the free weights, and learn with the scores which of the owned ones to read."""
         if not self._picking:
             self.claim_free_weights(task)
-        self._announce()
+        self.announce()
         fit()
 
     def grow_wider(self, task: Task) -> None:
         """The task begins again in a network that is wider by `widen`: new weights are free, and start at random."""
-        self._resize(min(self.width + self.widen, self.max_width))
-        self._begin_again(task)
+        self.resize(min(self.width + self.widen, self.max_width))
+        self.begin_again(task)
         self.claim_free_weights(task, from_zero=False)
-
-    def _begin_again(self, task: Task) -> None:
-        """A new head, and new places for norms and scores, as wide as the network is now."""
-        self._new_head(task)
-        self.norms.add(task.id, self.backbone)
-        self.masks.add(self.tasks[task.id], self._shapes(self.width), self.scale, self._like)
-
-    def _new_head(self, task: Task) -> None:
-        """A head drawn anew, for the network that learns now."""
-        record = self.tasks[task.id]
-        record.n_features = self._n_features(task)
-        self.heads.add(record, self._like)
 
     def compact(self, task: Task, fit: Fit, reached: float) -> None:
         """Prune in stages, each gradually, until one costs too much accuracy; that one is undone."""
@@ -265,13 +192,13 @@ class CPG(OwnedNetwork):
         stages = [i * self.stage for i in range(math.ceil(1 / self.stage - 1e-9))]  # shares, from 0 to less than 1
         for start, end in itertools.pairwise(stages):
             snapshot, kept = Snapshot(self), self._kept
-            self._stage, self._epoch, self._progress, self._steps = (start, end), 0, -1.0, 0
+            self._compacting, self._stage = True, Stage(start, end)
             fit(epochs=self.stage_epochs)
-            self._stage = None
+            self._compacting = False
             self.release(end)
             if self.accuracy(task) < goal - 1e-12:
                 snapshot.put_back(self)
-                self._hold(kept)
+                self.hold_all_but(kept)
                 break
 
     @torch.no_grad()
@@ -282,20 +209,11 @@ class CPG(OwnedNetwork):
         """
         self._put_back()
         kept = {}
-        for layer, weight in self.weights().items():
-            if not torch.isfinite(weight).all():
-                raise FloatingPointError(f"layer {layer!r} holds NaN or infinity; a smaller learning rate may help")
+        for layer, weight in self.finite_weights().items():
             claimed = owned_by(self.owners[layer], 0)
             kept[layer] = keep_mask(weight, 1 - sparsity, among=claimed) & (weight != 0)
             weight.masked_fill_(claimed & ~kept[layer], 0)
-        self._hold(kept)
-
-    def _hold(self, kept: dict[str, Tensor]) -> None:
-        """These weights are the task's to train, and no others."""
-        self._kept = kept
-        self._frozen.release()
-        for layer, weight in self.weights().items():
-            self._frozen.hold(weight, ~kept[layer])
+        self.hold_all_but(kept)
 
     def retrain(self, task: Task, fit: Fit) -> None:
         """Train what was kept, and the scores, once more; undone if the accuracy is lower afterwards."""
@@ -322,13 +240,6 @@ class CPG(OwnedNetwork):
             thresholds = torch.full_like(weight.detach(), self.threshold).masked_fill_(free, -math.inf)  # always on
             self._picking[layer] = thresholds, weight.detach().masked_fill(free, 0)
 
-    def _finish(self, record: TaskRecord) -> None:
-        super()._finish(record)
-        self.masks.finish(record.id)
-
-    def feature_extractor(self) -> nn.Module:
-        return self.backbone if self.alone is None else self.alone
-
     # ---- forward and loss --------------------------------------------------------------------------------------------
 
     def while_learning(self, x: Any, task_id: int) -> Tensor:
@@ -339,180 +250,32 @@ class CPG(OwnedNetwork):
         tensors: dict[str, Tensor] = {}
         for layer, weight in self.weights().items():
             scores: Tensor = self.masks.score(task_id, layer)
-            scores = scores if self._stage is None else scores.detach()
+            scores = scores.detach() if self._compacting else scores
             tensors[self.names[layer]] = masked_above(weight, scores, *self._picking[layer])
         return self.learn_with(x, tensors)
 
     def reads(self, layer: str, task_id: int) -> Tensor:
         """Of the first weights, as many as the network had when the task was learned: its own, and those it picks."""
-        shape = self._shapes(self.width_of(task_id))[layer]
-        mask = self.masks.stored(task_id, layer, shape)[0]
-        return picked(first(self.owners[layer], shape), mask, self.number(task_id))
-
-    def kept_tensors(self, task_id: int) -> dict[str, Tensor]:
-        kept, narrow = super().kept_tensors(task_id), every_name(self.network_of(task_id))
-        cut = {name: first(t, narrow[name].shape) for name, t in kept.items() if t.shape != narrow[name].shape}
-        return kept | {name: tensor.contiguous() for name, tensor in cut.items()}
-
-    def mixed(self, x: Any, alpha: Tensor) -> Tensor:
-        widths = {self.width_of(t) for t in self.learned}
-        if len(widths) > 1:
-            raise ValueError(
-                f"the tasks' networks have the widths {sorted(widths)}, and only networks of one width can be mixed; "
-                "allowed: a rule that asks each task, such as 'softmax'"
-            )
-        return super().mixed(x, alpha)
-
-    def network_of(self, task_id: int) -> nn.Module:
-        return self._network(self.width_of(task_id))
-
-    def blank_copy(self, task_id: int) -> nn.Module:
-        network = copied(self.network_of(task_id))
-        if self.width_of(task_id) == self._built:
-            return network
-        return network.to_empty(device=self._like.device).to(self._like.dtype)
-
-    def width_of(self, task_id: int) -> float:
-        """The width of a finished task's network, in multiples of the first."""
-        return float(self.tasks[task_id].notes["width"])
-
-    def _network(self, width: float) -> nn.Module:
-        """A network of this width: the backbone, or one without numbers of its own."""
-        if width == self._built:
-            return self.backbone
-        if width not in self._narrow:
-            with torch.random.fork_rng(devices=[]):
-                self._narrow[width] = self.make(width).to("meta")
-        return self._narrow[width]
-
-    def _shapes(self, width: float) -> dict[str, torch.Size]:
-        network = self._network(width)
-        return {layer: weight_at(network, name).shape for layer, name in self.names.items()}
+        owner = self.owners_of(layer, task_id)
+        return picked(owner, self.masks.stored(task_id, layer, owner.shape)[0], self.number(task_id))
 
     # ---- what must not move ------------------------------------------------------------------------------------------
 
     def before_step(self, progress: float) -> None:
-        self._epoch += progress <= self._progress
-        self._progress = progress
+        self._stage.told(progress)
 
     def edit_gradients(self) -> None:
         super().edit_gradients()
-        if self._stage is not None and self._current is not None:  # the mask stands still
+        if self._compacting and self._current is not None:  # the mask stands still
             for layer in self.names:
                 self.masks.score(self._current, layer).grad = None
 
     def after_step(self) -> None:
         super().after_step()
-        self._steps += 1
-        if self._stage is not None and self._steps % self.every == 0:
-            done = self._epoch + max(self._progress, 0.0)
-            self.release(sparsity_schedule(done, self.stage_epochs, *self._stage))
-
-    @torch.no_grad()
-    def _resize(self, width: float) -> None:
-        """Have a network of this width, with all that finished tasks read in the first rows and columns."""
-        wide = self.make(width).to(device=self._like.device, dtype=self._like.dtype)
-        if prunable(wide, "CPG", self.hyperparameters["prunable"]) != self.names:
-            raise ValueError(f"the network of width {width:g} has other layers than the first, {list(self.names)}")
-        kept, owners = self.finished.tensors, self.owners
-        for name, tensor in every_name(wide).items():
-            if name in kept:
-                first(tensor, kept[name].shape).copy_(kept[name])
-        self.backbone, self.width, self._built = wide.train(self.training), width, width
-        self.owner, self.finished = Owners(wide, self.names), Finished()
-        for layer, owner in owners.items():
-            first(self.owners[layer], owner.shape).copy_(owner)
-        if self.learned:
-            self.keep()
-
-    def _remember(self, task: Task) -> None:
-        """What growing replaces comes back if the task breaks off."""
-        record, name = self.tasks[task.id], str(task.id)
-        there = {k: getattr(self, k) for k in ("backbone", "owner", "finished", "width", "_built", "_first_names")}
-        n_features, containers = record.n_features, (self.heads, self.norms, self.masks.bits, self.masks.scores)
-        modules = [(c, c.real(name), name in c.hidden) for c in containers if name in c]
-
-        def undo() -> None:
-            record.n_features = n_features
-            for attribute, value in there.items():
-                setattr(self, attribute, value)
-            for container, module, hidden in modules:
-                container[name] = module
-                if hidden:
-                    container.hide(name)
-
-        self._before = [undo]
+        stage = self._stage
+        if self._compacting and stage.stepped(self.every):
+            self.release(sparsity_schedule(stage.done, self.stage_epochs, stage.start, stage.end))
 
     def _leave(self, snapshot: Snapshot | None) -> None:
-        for undo in self._before if snapshot is not None else ():
-            undo()
-        self.alone, self._stage, self._before, self._picking = None, None, [], {}
+        self._compacting, self._picking = False, {}
         super()._leave(snapshot)
-
-    def _announce(self) -> None:
-        """Parameters have come since the task began: the loop is told if it does not train them."""
-        if self._in_progress is not None:
-            self._in_progress.replaced({name for name, p in self.named_parameters() if p.requires_grad})
-
-    # ---- what it costs, and taking it elsewhere ----------------------------------------------------------------------
-
-    def grow(self, task: TaskRecord) -> None:
-        self.check_number()
-        super().grow(task)
-        self.masks.add(task, self._shapes(float(task.notes.get("width", self.width))), self.scale, self._like)
-
-    def on_forget(self, task_id: int) -> None:
-        self.masks.forget(task_id)
-        super().on_forget(task_id)
-
-    def capacity(self) -> dict[str, Any]:
-        """As of `PackNet`, and: "width" and "max_width"; of each finished one of "tasks" its "width", and "picked",
-        how many weights of earlier tasks it reads; "picked" also in each of "layers", by task; and there "shared", how
-        many weights are read by more than one task.
-        """
-        capacity = super().capacity()
-        capacity["width"], capacity["max_width"] = self.width, self.max_width
-        for layer, row in capacity["layers"].items():
-            readers, row["picked"] = torch.zeros_like(self.owners[layer], dtype=torch.int), {}
-            for t in self.learned:
-                read = self.reads(layer, t)
-                first(readers, read.shape).add_(read)
-                row["picked"][t] = int(read.sum()) - row["tasks"][t]
-            row["shared"] = int((readers > 1).sum())
-        for t in self.learned:
-            capacity["tasks"][t]["width"] = self.width_of(t)
-            capacity["tasks"][t]["picked"] = sum(row["picked"][t] for row in capacity["layers"].values())
-        return capacity
-
-    def extra_bytes(self) -> int:
-        """Bytes of the owner index, of what picks, a bit per weight and task, and of the norms of each task."""
-        return super().extra_bytes() + self.masks.nbytes
-
-    def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        given = self.goal == "individual" and not is_initial(self.template.network)
-        own = self.template.network.state_dict() if given else {}
-        return self.in_a_row("masks.bits", super().pack(state)) | {f"template.{k}": t for k, t in own.items()}
-
-    def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        given = dict(starting_with("template.", tensors))
-        if given:
-            check_state("the file's copy of the given network", given, self.template.network.state_dict())
-            self.template.network.load_state_dict(given)
-        if self.width != self._built:
-            self._resize(self.width)
-        rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("template.")}
-        return out_of_a_row("masks.bits", super().unpack(rest), self.masks.bits.state_dict())
-
-
-def check_goal(goal: Any) -> None:
-    """ValueError unless it says what accuracy is enough."""
-    several = isinstance(goal, Sequence) and not isinstance(goal, str)
-    for value in (goal or [-1]) if several else [goal]:  # an empty list is no goal
-        try:
-            if not (value is None and not several) and not (value == "individual" and not several):
-                checks.number("goal", value, most=1)
-        except ValueError as error:
-            raise ValueError(
-                f"goal is {goal!r}; allowed: an accuracy from 0 to 1, a list of such, one per task, "
-                "'individual', or None"
-            ) from error

@@ -19,12 +19,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import checks
-from ..isolation.shared import SharedNetwork
-from ..isolation.task_masks import TaskMasks
+from ..isolation.task_masks import MaskedNetwork, TaskMasks
 from ..isolation.task_norms import TaskNorms
 from ..learner import Fit, TaskRecord
 from ..networks import is_initial
-from ..saving import out_of_a_row
 from ..tasks import Task
 
 # ---- the equations ---------------------------------------------------------------------------------------------------
@@ -131,7 +129,7 @@ class _MaskedAbove(torch.autograd.Function):
 # ---- the learner -----------------------------------------------------------------------------------------------------
 
 
-class Piggyback(SharedNetwork):
+class Piggyback(MaskedNetwork):
     """Many tasks over one network that stands still, each with a mask of its own.
 
     The given network is the pre-trained one: it is fixed as it is when the first task is prepared, and nothing in it
@@ -211,10 +209,6 @@ class Piggyback(SharedNetwork):
             mask = self.mask(task_id, layer)
             self.masks.store(task_id, layer, *[mask > 0, mask < 0][: self.masks.n_bits])
 
-    def _finish(self, record: TaskRecord) -> None:
-        super()._finish(record)
-        self.masks.finish(record.id)
-
     # ---- forward and loss --------------------------------------------------------------------------------------------
 
     def while_learning(self, x: Any, task_id: int) -> Tensor:
@@ -245,10 +239,6 @@ class Piggyback(SharedNetwork):
             self.untrained = is_initial(self.backbone)
             self.keep()
         super().grow(task)
-        self.masks.add(task, {layer: w.shape for layer, w in self.weights().items()}, self.scale, self._like)
-
-    def on_forget(self, task_id: int) -> None:
-        self.masks.forget(task_id)
 
     def capacity(self) -> dict[str, Any]:
         """As of every method, and: "maskable", the number of weights that each task has a mask over; "untrained",
@@ -269,13 +259,3 @@ class Piggyback(SharedNetwork):
         for t in self.learned:
             capacity["tasks"][t]["weights"] = sum(layer["tasks"][t] for layer in capacity["layers"].values())
         return capacity
-
-    def extra_bytes(self) -> int:
-        """Bytes of the masks: a bit per weight and task, two if ternary."""
-        return self.masks.nbytes
-
-    def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self.in_a_row("masks.bits", super().pack(state))
-
-    def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return out_of_a_row("masks.bits", super().unpack(tensors), self.masks.bits.state_dict())

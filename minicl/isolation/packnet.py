@@ -212,20 +212,17 @@ class PackNet(OwnedNetwork):
             keep_ratio: as for the constructor, except "auto".
         """
         self._put_back()
-        self._frozen.release()
-        weights = self.weights()
+        weights, kept = self.finite_weights(), {}
         free = {layer: owned_by(owner, 0) for layer, owner in self.owners.items()}
         trained = self._stepped or any(bool(weights[layer][free[layer]].any()) for layer in weights)
         for layer, weight in weights.items():
-            if not torch.isfinite(weight).all():
-                raise FloatingPointError(f"layer {layer!r} holds NaN or infinity; a smaller learning rate may help")
             share = share_of(keep_ratio, self._active, layer)
-            self._kept[layer] = keep_mask(weight, share, among=free[layer])
+            kept[layer] = keep_mask(weight, share, among=free[layer])
             if trained and share < 1:
-                self._kept[layer] &= weight != 0  # what never moved from zero holds nothing
-            stays = total_mask([~free[layer], self._kept[layer]])  # m^(1:t) OR m^(t+1)
+                kept[layer] &= weight != 0  # what never moved from zero holds nothing
+            stays = total_mask([~free[layer], kept[layer]])  # m^(1:t) OR m^(t+1)
             weight.sub_(trainable(weight, stays))
-            self._frozen.hold(weight, ~self._kept[layer])
+        self.hold_all_but(kept)
 
     def retrain(self, fit: Fit) -> None:
         """Train what was kept for `retrain_epochs`: None means for as many epochs as `fit` takes by itself."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -266,7 +266,7 @@ class OwnedNetwork(SharedNetwork):
         owner: the owner index of every weight.
     """
 
-    lesson_attributes = ("_stepped",)
+    lesson_attributes: ClassVar[tuple[str, ...]] = ("_stepped",)
 
     def __init__(
         self, backbone: nn.Module, prunable_too: Sequence[str], norms: TaskNorms, **hyperparameters: Any
@@ -317,6 +317,25 @@ class OwnedNetwork(SharedNetwork):
         self._frozen.release()
         for layer, weight in self.weights().items():
             self._frozen.hold(weight, self.owners[layer] != 0)
+
+    def finite_weights(self) -> dict[str, nn.Parameter]:
+        """As `weights`.
+
+        Raises:
+            FloatingPointError: one of them became NaN or infinite.
+        """
+        weights = self.weights()
+        for layer, weight in weights.items():
+            if not torch.isfinite(weight).all():
+                raise FloatingPointError(f"layer {layer!r} holds NaN or infinity; a smaller learning rate may help")
+        return weights
+
+    def hold_all_but(self, kept: dict[str, Tensor]) -> None:
+        """From here on these weights, a boolean mask for each layer, are the task's to train, and no others."""
+        self._kept = kept
+        self._frozen.release()
+        for layer, weight in self.weights().items():
+            self._frozen.hold(weight, ~kept[layer])
 
     @torch.no_grad()
     def own(self) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..freezing import TaskModules
+from ..freezing import TaskModules, weight_at
 from ..learner import TaskRecord
+from ..saving import out_of_a_row
 from ..tensors import TensorDict, without_dots
 from .owners import pack_bits, unpack_bits
+from .shared import SharedNetwork
 
 
 class TaskMasks(nn.Module):
@@ -81,3 +83,45 @@ class TaskMasks(nn.Module):
     def nbytes(self) -> int:
         """Bytes of all tasks' bits."""
         return sum(self.of(int(name)).nbytes for name in self.bits)
+
+
+class MaskedNetwork(SharedNetwork):
+    """A shared network over whose weights every task learns a mask.
+
+    A method sets `masks` and `scale` when it is made.
+
+    Attributes:
+        masks: of all tasks.
+        scale: every score's first value.
+    """
+
+    masks: TaskMasks
+    scale: float
+
+    def _finish(self, record: TaskRecord) -> None:
+        super()._finish(record)
+        self.masks.finish(record.id)
+
+    # ---- what it costs, and taking it elsewhere ------------------------------------------------------------
+
+    def mask_shapes(self, task: TaskRecord) -> dict[str, torch.Size]:
+        """The shape of each layer's weight in the network that the task is computed in."""
+        return {layer: weight_at(self.backbone, name).shape for layer, name in self.names.items()}
+
+    def grow(self, task: TaskRecord) -> None:
+        super().grow(task)
+        self.masks.add(task, self.mask_shapes(task), self.scale, self._like)
+
+    def on_forget(self, task_id: int) -> None:
+        self.masks.forget(task_id)
+        super().on_forget(task_id)
+
+    def extra_bytes(self) -> int:
+        """Bytes of the masks, so many bits per weight and task, and of what else the tasks have."""
+        return super().extra_bytes() + self.masks.nbytes
+
+    def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.in_a_row("masks.bits", super().pack(state))
+
+    def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return out_of_a_row("masks.bits", super().unpack(tensors), self.masks.bits.state_dict())
