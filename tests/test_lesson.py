@@ -102,6 +102,13 @@ def test_packnet_at_every_step_of_both_its_trainings(step: int, fresh: bool, tmp
     check(make, small_tasks(n=2, samples=14), tmp_path, [step], fresh_optimizer=fresh)
 
 
+@pytest.mark.parametrize("step", [11, 14])
+def test_cpg_in_the_middle_of_a_stage_of_compacting(step: int, tmp_path: Path) -> None:
+    """What is pruned so far stays pruned, and the next pruning comes when it would have come."""
+    make = partial(lambda: minicl.CPG(minicl.mlp(36, 10), stage=0.5, stage_epochs=4, every=3, tolerance=0.5))
+    check(make, small_tasks(n=1, samples=14), tmp_path, [step])
+
+
 @pytest.mark.parametrize("scenario", minicl.SCENARIOS)
 @pytest.mark.parametrize(
     "settings",

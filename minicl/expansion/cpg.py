@@ -111,6 +111,7 @@ class CPG(GoalNetwork):
     """
 
     forward_alone = True
+    lesson_attributes = (*GoalNetwork.lesson_attributes, "held", "_stage.epoch", "_stage.progress", "_stage.steps")
 
     def __init__(
         self,

@@ -330,6 +330,16 @@ class OwnedNetwork(SharedNetwork):
                 raise FloatingPointError(f"layer {layer!r} holds NaN or infinity; a smaller learning rate may help")
         return weights
 
+    @property
+    def held(self) -> dict[str, Tensor]:
+        """What `hold_all_but` was given last; a checkpoint within the task sets it again. Nothing before that."""
+        return self._kept
+
+    @held.setter
+    def held(self, kept: dict[str, Tensor]) -> None:
+        if kept:
+            self.hold_all_but(kept)
+
     def hold_all_but(self, kept: dict[str, Tensor]) -> None:
         """From here on these weights, a boolean mask for each layer, are the task's to train, and no others."""
         self._kept = kept
