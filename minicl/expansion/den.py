@@ -9,7 +9,7 @@ Units stand in the order of their arrival, so what a task may use is the upper l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,15 +18,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .. import checks, distributed
+from .. import checks
 from ..evaluation import feeder
-from ..freezing import FrozenEntries, TaskModules, corner, evaluating
-from ..layers import set_tensors
-from ..learner import Fit, Learner, TaskRecord
-from ..protection import uninterrupted
-from ..saving import starting_with
+from ..freezing import evaluating
+from ..layers import incoming, set_incoming
+from ..learner import Fit, TaskRecord
+from ..protection import Snapshot
 from ..tasks import Task
-from .growing import Before, Growing
+from .pulls import sum_of_pulls
+from .stamped import StampedNetwork
 
 # ---- the equations ---------------------------------------------------------------------------------------------------
 
@@ -88,31 +88,7 @@ class _Step:
     anchors: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # parameters and corners of them before
 
 
-class _Pulls(torch.autograd.Function):
-    """The sum of `pull` over the first rows and columns of several parameters: same value and gradient, less time."""
-
-    @staticmethod
-    def forward(ctx: Any, lam: float, befores: Sequence[Tensor], *parameters: Tensor) -> Tensor:
-        parts = [p if p.shape == b.shape else corner(p, b.shape[:2]) for p, b in zip(parameters, befores, strict=True)]
-        ctx.lam, ctx.shapes = lam, [p.shape for p in parameters]
-        ctx.away = torch._foreach_sub(parts, list(befores))
-        flat = [away.flatten() for away in ctx.away]
-        return torch.stack([torch.dot(away, away) for away in flat]).sum() * (lam / 2)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        pulls = torch._foreach_mul(ctx.away, grads[0] * ctx.lam)
-        found = []
-        for force, shape in zip(pulls, ctx.shapes, strict=True):
-            whole = force
-            if force.shape != shape:
-                whole = force.new_zeros(shape)
-                corner(whole, force.shape[:2]).copy_(force)
-            found.append(whole)
-        return None, None, *found
-
-
-class DEN(Learner):
+class DEN(StampedNetwork):
     """Re-train what a task can use, add units where that is not enough, and split those that moved too far.
 
     It forgets a little: shared units move, within the pull `lam` and the threshold `drift`, so it makes no promise of
@@ -157,9 +133,7 @@ class DEN(Learner):
         ValueError: a hyperparameter out of its range; a backbone that holds another kind of layer.
     """
 
-    needs_task_id = True
     needs_classes = True
-    saved_attributes = ("first_units",)
 
     def __init__(
         self,
@@ -183,24 +157,16 @@ class DEN(Learner):
         super().__init__(backbone, **numbers, k=checks.integer("k", k), **steps)
         self.l1, self.group, self.lam, self.tau, self.drift = numbers.values()
         self.k, self.selective, self.expansion, self.splitting, self.stamping = k, *steps.values()
-        self.network = Growing(backbone, "DEN")
-        self.first_units = self.network.units
-        self._before: Before = []  # W^{t-1}, while a task is learned
         self._step = _Step()
         self._stepping: set[int] = set()  # parameters of the optimiser that is taking its step
-        self._frozen = FrozenEntries()
 
     # ---- the algorithm -----------------------------------------------------------------------------------------------
 
     def learn(self, task: Task, fit: Fit) -> None:
         """Algorithm 1."""
         task.needs("train")
-        record, units = self.tasks[task.id], self.network.units
-        n_features = record.n_features
-        try:
-            if n_features != units[-1] * record.notes["each"]:  # the network has grown since the head was prepared
-                self._resize(record, units)
-            self._before = self.network.copy()
+        record = self.tasks[task.id]
+        with self.growing(record):
             if not self.learned:
                 self.train_sparse(record, fit)
             else:
@@ -210,31 +176,23 @@ class DEN(Learner):
                     self.expand(record, fit)
                 if self.splitting and self.may_split(expanded):
                     self.split(record, fit)
-            record.notes["units"] = self.network.units  # the time stamp
-        except BaseException:
-            uninterrupted(lambda: self._back_to(record, units, n_features))
-            raise
-        finally:
-            self._before, self._step = [], _Step()
-            self._frozen.release()
 
     def train_sparse(self, record: TaskRecord, fit: Fit) -> None:
         """The paper's Eq. 2: the first task, with l1."""
-        layers = (*self.network.layers, self._head(record))
+        layers = (*self.network.layers, self.head_of(record))
         self._step = _Step(sparse=[(layer.weight, 0, 0) for layer in layers])
         fit()
 
     def train_selected(self, record: TaskRecord, fit: Fit) -> None:
         """Algorithm 2: the head alone, the search, and the sub-network that it found (the paper's Eqs. 3, 4)."""
         if self.selective:
-            head = self._head(record)
-            for parameter in self.network.parameters:
-                self._frozen.hold_corner(parameter, parameter.shape[:1])
+            head = self.head_of(record)
+            self.network.hold_first(self.network.sizes, self._frozen)
             self._step = _Step(head_alone=True, sparse=[(head.weight, 0, 0)])
             fit()
             self._frozen.release()
             self.network.hold_all_but(self.search(head.weight.detach()), head, self._frozen)
-        self._step = _Step(anchors=self._anchors())
+        self._step = _Step(anchors=self.network.since(self.before))
         fit()
         self._frozen.release()
 
@@ -253,21 +211,18 @@ class DEN(Learner):
 
     def expand(self, record: TaskRecord, fit: Fit) -> None:
         """Algorithm 3: k units for every layer, trained alone (the paper's Eq. 5); the empty ones go again."""
-        self._one_process()
-        network, head, old = self.network, self._head(record), self.network.units
-        shapes = [layer.weight.shape for layer in network.layers]
-        self._resize(record, [n + self.k for n in old])
+        self.check_one_process()
+        network, head, old = self.network, self.head_of(record), self.network.sizes
+        self.resize(record, [n_out + self.k for n_out, _ in old])
+        network.hold_first(old, self._frozen)
         self._step = _Step(sparse=[(head.weight, 0, 0)])
-        for layer, (n_out, n_in, *_) in zip(network.layers, shapes, strict=True):
-            self._frozen.hold_corner(layer.weight, (n_out, n_in))
-            if layer.bias is not None:
-                self._frozen.hold_corner(layer.bias, (n_out,))
+        for layer, (n_out, n_in) in zip(network.layers, old, strict=True):
             self._step.sparse.append((layer.weight, n_out, n_in))
             self._step.new.append((layer, n_out))
         fit()
         self._frozen.release()
-        network.remove_unused(old, head, record.notes["each"])
-        self._resized(record)
+        network.remove_unused([n_out for n_out, _ in old], head, record.notes["each"])
+        self.resized(record)
 
     def may_split(self, expanded: bool) -> bool:
         """Whether Algorithm 1 goes on to the split: always."""
@@ -276,14 +231,16 @@ class DEN(Learner):
     def split(self, record: TaskRecord, fit: Fit) -> None:
         """Algorithm 4: what drifted goes back to what it was, copies stay; all is trained (the paper's Eq. 6)."""
         drifted = []
-        for layer, (before, _) in zip(self.network.layers, self._before, strict=True):
+        for layer, (before, _) in zip(self.network.layers, self.before, strict=True):
             n_out, n_in = before.shape[:2]
             drifted.append(self.to_split(drift(layer.weight.detach()[:n_out, :n_in], before)))
         if any(len(units) for units in drifted):
-            self._one_process()
-            self.network.duplicate(drifted, self._before, self._head(record), record.notes["each"], self.bias_of_copies)
-            self._resized(record)
-            self._step = _Step(anchors=self._anchors())
+            self.check_one_process()
+            self.network.duplicate(
+                drifted, self.before, self.head_of(record), record.notes["each"], self.bias_of_copies
+            )
+            self.resized(record)
+            self._step = _Step(anchors=self.network.since(self.before))
             fit()
 
     def to_split(self, rho: Float[Tensor, " units"]) -> Tensor:
@@ -306,113 +263,34 @@ class DEN(Learner):
 
     def units_seen(self, task_id: int) -> list[int]:
         """How many units of each layer a finished task uses: the first ones, up to its time stamp."""
-        units: list[int] = self.tasks[task_id].notes["units"]
+        units = super().units_seen(task_id)
         return units if self.stamping else [*self.network.units[:-1], units[-1]]
 
     def loss(self, x: Tensor, y: Tensor, task_id: int | None = None) -> Tensor:
         """Cross-entropy, with the pull of the paper's Eqs. 4 and 6 while a task is learned."""
-        loss = super().loss(x, y, task_id)
-        if self.training and self.lam and self._step.anchors:
-            parameters, befores = zip(*self._step.anchors, strict=True)
-            added: Tensor = _Pulls.apply(self.lam, befores, *parameters)
-            loss = loss + added
-        return loss
+        loss, anchors = super().loss(x, y, task_id), self._step.anchors
+        return loss + sum_of_pulls(anchors, self.lam) if self.training and self.lam and anchors else loss
 
     # ---- what must not move ------------------------------------------------------------------------------------------
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
-        self._frozen.watch(optimizer)
+        super().watch(optimizer)
         self._stepping = {id(p) for group in optimizer.param_groups for p in group["params"]}
-
-    def edit_gradients(self) -> None:
-        self._frozen.edit_gradients()
 
     @torch.no_grad()
     def after_step(self) -> None:
         """The proximal steps; and what must not move goes back."""
         for parameter, rows, cols in self._step.sparse:
-            if id(parameter) not in self._stepping:  # another optimiser's, which takes its step for itself
-                continue
-            for part in (parameter[rows:], parameter[:rows, cols:]):
-                if part.numel():
+            if id(parameter) in self._stepping:  # another optimiser takes its step for itself
+                for part in (parameter[rows:], parameter[:rows, cols:]):
                     part.copy_(soft_threshold(part, self.l1))
         for layer, first in self._step.new:
-            if id(layer.weight) not in self._stepping:
-                continue
-            weight, bias = layer.weight[first:], layer.bias if layer.bias is None else layer.bias[first:, None]
-            incoming = weight.flatten(1) if bias is None else torch.cat([weight.flatten(1), bias], 1)  # (units, all)
-            incoming = group_soft_threshold(incoming, self.group)
-            weight.copy_(incoming[:, : incoming.shape[1] - (bias is not None)].view_as(weight))
-            if bias is not None:
-                bias.copy_(incoming[:, -1:])
-        self._frozen.restore()
+            if id(layer.weight) in self._stepping:
+                units = incoming(layer)  # (units, all that comes into each)
+                units[first:] = group_soft_threshold(units[first:], self.group)
+                set_incoming(layer, units)
+        super().after_step()
 
-    def _anchors(self) -> list[tuple[Tensor, Tensor]]:
-        """Parameters of the backbone, and what they were before the task."""
-        pairs = zip(self.network.layers, self._before, strict=True)
-        both = [pair for layer, (w, b) in pairs for pair in ((layer.weight, w), (layer.bias, b))]
-        return [(parameter, before) for parameter, before in both if before is not None]
-
-    def belongings(self, task_id: int) -> Iterable[tuple[TaskModules, str]]:
-        yield self.heads, str(task_id)
-
-    # ---- what must not move: sizes, when a task breaks off or a file is read -----------------------------------------
-
-    def _head(self, record: TaskRecord) -> nn.Linear:
-        return self.heads.real(str(record.id))  # type: ignore[return-value]
-
-    def grow(self, task: TaskRecord) -> None:
-        super().grow(task)
-        task.notes.setdefault("each", task.n_features // self.network.units[-1])  # features that a last unit makes
-
-    def _resize(self, record: TaskRecord, units: Sequence[int]) -> None:
-        self.network.resize(units, self._head(record), record.notes["each"])
-        self._resized(record)
-
-    def _resized(self, record: TaskRecord) -> None:
-        """Parameters have been replaced: the record knows the head's width, and optimisers must have the new ones."""
-        head = self._head(record)
-        record.n_features = head.in_features
-        own = {id(p) for p in (*self.network.parameters, *head.parameters())}
-        if self._in_progress is not None:
-            self._in_progress.replaced({name for name, p in self.named_parameters() if id(p) in own})
-
-    def _back_to(self, record: TaskRecord, units: Sequence[int], n_features: int) -> None:
-        """The sizes before a task that broke off; `learn` restores the numbers."""
-        head = self._head(record)
-        with torch.random.fork_rng(devices=[]):
-            self.network.resize(units, head, record.notes["each"])
-        set_tensors(head, head.weight.detach()[:, :n_features], None)  # prepared before the network had grown
-        record.n_features = n_features
-
-    def _one_process(self) -> None:
-        if distributed.world_size() > 1:
-            raise ValueError(
-                "DEN adds units while a task is learned, which processes that train together cannot follow; train in "
-                "one process, or with expansion=False and splitting=False"
-            )
-
-    def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.first_units == self.network.units:  # what the file says, and what the given backbone has
-            self.network.make_room(dict(starting_with("backbone.", tensors)))
-        return tensors
-
-    # ---- what it costs, and taking it elsewhere ----------------------------------------------------------------------
-
-    def stamps(self) -> list[list[int]]:
-        """For each layer, the task that each unit came with; -1 where that task has been forgotten since."""
-        seen = sorted((self.tasks[t].notes["units"], t) for t in self.learned)  # in the order of learning
-        return [
-            [next((t for units, t in seen if i < units[level]), -1) for i in range(n)]
-            for level, n in enumerate(self.network.units)
-        ]
-
-    def capacity(self) -> dict[str, Any]:
-        """As of every method; "units", by layer, how many came with which task."""
-        layers = zip(self.network.names, self.stamps(), strict=True)
-        units = {name: {t: stamps.count(t) for t in dict.fromkeys(stamps)} for name, stamps in layers}
-        return {**super().capacity(), "units": units}
-
-    def export_backbone(self, task_id: int | None) -> nn.Module:
-        assert task_id is not None
-        return self.network.alone(self.units_seen(task_id))
+    def _leave(self, snapshot: Snapshot | None) -> None:
+        self._step = _Step()
+        super()._leave(snapshot)

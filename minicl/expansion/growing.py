@@ -48,6 +48,11 @@ class Growing:
         return [len(layer.weight) for layer in self.layers]
 
     @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Rows and columns of each layer's weight."""
+        return [(layer.weight.shape[0], layer.weight.shape[1]) for layer in self.layers]
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         """Weights and biases of the layers."""
         return [p for layer in self.layers for p in (layer.weight, layer.bias) if p is not None]
@@ -55,6 +60,12 @@ class Growing:
     def copy(self) -> Before:
         """Weights and biases as they are now."""
         return [(layer.weight.detach().clone(), _clone(layer.bias)) for layer in self.layers]
+
+    def since(self, before: Before) -> list[tuple[Tensor, Tensor]]:
+        """Each parameter, and what it was then."""
+        pairs = zip(self.layers, before, strict=True)
+        both = [pair for layer, (w, b) in pairs for pair in ((layer.weight, w), (layer.bias, b))]
+        return [(parameter, then) for parameter, then in both if then is not None]
 
     def first(self, units: Sequence[int]) -> dict[str, Tensor]:
         """The backbone's tensors, by name, with the first so many units of each layer alone."""
@@ -164,6 +175,13 @@ class Growing:
             set_tensors(layer, like.new_empty(of_layer["weight"].shape), bias)
 
     # ---- a part of it ------------------------------------------------------------------------------------------------
+
+    def hold_first(self, sizes: Sequence[tuple[int, int]], frozen: FrozenEntries) -> None:
+        """Hold so many rows and columns of each layer, and as much of its bias."""
+        for layer, (n_out, n_in) in zip(self.layers, sizes, strict=True):
+            frozen.hold_corner(layer.weight, (n_out, n_in))
+            if layer.bias is not None:
+                frozen.hold_corner(layer.bias, (n_out,))
 
     @torch.no_grad()
     def hold_all_but(self, selected: Sequence[Tensor], head: nn.Linear, frozen: FrozenEntries) -> None:

@@ -15,8 +15,9 @@ from loops import OPTIMIZERS, Loop, answers, same_bits, small_tasks, state
 from torch import Tensor, nn
 
 import minicl
-from minicl.expansion import den
+from minicl import distributed
 from minicl.expansion.den import drift, group_soft_threshold, pull, reachable, soft_threshold
+from minicl.expansion.pulls import sum_of_pulls
 
 NEVER = 1e9
 X = torch.linspace(0, 1, 5 * 36).view(5, 1, 6, 6)
@@ -245,7 +246,7 @@ def test_all_pulls_at_once_have_the_same_value_and_gradient() -> None:
     parameters = [torch.randn(4, 3, 2, 2, requires_grad=True), torch.randn(5, requires_grad=True)]
     befores = [torch.randn(3, 2, 2, 2), torch.randn(5)]
     slow = pull(parameters[0][:3, :2], befores[0], 0.7) + pull(parameters[1], befores[1], 0.7)
-    fast = den._Pulls.apply(0.7, befores, *parameters)
+    fast = sum_of_pulls(list(zip(parameters, befores, strict=True)), 0.7)
     torch.testing.assert_close(fast, slow)
     expected = torch.autograd.grad(3 * slow, parameters)
     for found, right in zip(torch.autograd.grad(3 * fast, parameters), expected, strict=True):
@@ -569,7 +570,7 @@ def test_what_it_cannot_follow_is_refused_by_name() -> None:
 def test_several_processes_cannot_grow_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = make(tau=0.0)
     Loop(learner).learn(small_tasks()[0])
-    monkeypatch.setattr(den.distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(ValueError, match="train in one process, or with expansion=False and splitting=False"):
         Loop(learner).learn(small_tasks()[1])
     assert learner.network.units == [8, 7]
