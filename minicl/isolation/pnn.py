@@ -22,7 +22,7 @@ Where the paper is silent or says two things:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,31 +30,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .. import checks, inputs
-from ..freezing import TaskModules, Template, copied, evaluating, one_way, parameters_of, standalone
-from ..learner import Fit, Learner, TaskRecord
+from .. import checks
+from ..freezing import parameters_of
+from ..learner import Fit, TaskRecord
 from ..networks import is_initial
-from ..saving import put_template, take_template
 from ..tasks import Task
-from .columns import (
-    HEAD,
-    Column,
-    Given,
-    Progressive,
-    axis,
-    layers_at,
-    like,
-    look,
-    paths_of,
-    pointwise,
-    run_columns,
-    some_activation,
-    stand_in,
-    unseen,
-    width,
-)
-from .sensitivity import fisher_sensitivity, perturbation_sensitivity
-from .tracing import traced
+from .columned import ColumnedNetwork
+from .columns import HEAD, Column, axis, layers_at, like, paths_of, pointwise, some_activation, unseen, width
 
 Map = Callable[[Tensor], Tensor]
 
@@ -140,7 +122,7 @@ class AdapterLateral(nn.Module):
         return W(h) + adapter(U, self.V, self.alpha, side_by_side(earlier, self.V), self.f)
 
 
-class PNN(Learner):
+class PNN(ColumnedNetwork):
     """Progressive Neural Networks: a new column for each task, which may read every column before it.
 
     A column is a copy of the backbone, whatever it is. Column 1 starts from the weights that the backbone comes with.
@@ -161,8 +143,6 @@ class PNN(Learner):
         ValueError: an unknown adapter or start, a backbone without parameters, or one that was scripted.
     """
 
-    needs_task_id = True
-    copies_backbone = True
     forward_alone = True
 
     def __init__(self, backbone: nn.Module, adapter: str = "linear", start: str | None = None) -> None:
@@ -170,21 +150,10 @@ class PNN(Learner):
         if start is not None:
             checks.one_of("start", start, ("given", "random"))
         super().__init__(backbone, adapter=adapter, start=start)
-        for name, module in backbone.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):
-                raise ValueError(
-                    f"layer {name!r} was scripted, and a column must reach its layers; give what was scripted"
-                )
-        if not any(True for _ in backbone.parameters()):
-            raise ValueError(f"the backbone {backbone} has no parameters, so a column would have nothing to learn")
-        del self.backbone  # columns are copies; the given network itself is no part of the learner
-        self.template = Template(backbone)
         self.adapter, self.start = adapter, start
-        self.columns = TaskModules()
-        self._found: dict[str, Any] = {}  # see `look`
 
     def learn(self, task: Task, fit: Fit) -> None:
-        self._drop_unfinished(self.tasks[task.id])
+        self.drop_unfinished(self.tasks[task.id])
         fit()
 
     def grow(self, task: TaskRecord) -> None:
@@ -200,114 +169,32 @@ class PNN(Learner):
 
     def _new_column(self, name: str, notes: dict[str, Any], *heads: nn.Module) -> Column:
         """A network of its own, and its laterals; that into the head last."""
-        network = self._network(later=any(other != name for other in self.columns))
+        later, template = any(other != name for other in self.columns), self.template.network
+        network = self.new_network(
+            later and (self.start or ("random" if is_initial(template) else "given")) == "random"
+        )
         sources, sites = notes["columns"], [(path, call) for path, call in notes["sites"]]
         reading = [*layers_at(network, paths_of(sites)), *heads]
         laterals = [self._lateral(layer, len(sources)) for layer in reading if sources]
         return Column(network, sources, sites, laterals)
-
-    def _network(self, later: bool) -> nn.Module:
-        """A copy of the template, with the weights that a first or a later column starts from."""
-        anew = later and (self.start == "random" or (self.start is None and is_initial(self.template.network)))
-        network = copied(self.template.network)
-        for module in network.modules():
-            if anew and all(p.requires_grad for p in module.parameters(recurse=False)):
-                getattr(module, "reset_parameters", lambda: None)()
-            if hasattr(module, "inplace"):  # it might overwrite what others read as well
-                module.inplace = False  # type: ignore[assignment]
-        return network
 
     def _lateral(self, layer: nn.Module, n: int) -> nn.Module:
         if self.adapter == "linear":
             return LinearLateral(layer, n)
         return AdapterLateral(layer, n, copy.deepcopy(some_activation(self.template.network)))
 
-    def _drop_unfinished(self, record: TaskRecord) -> None:
-        """Grow the column again, without laterals from tasks that were given up: their columns may still change."""
-        sources = record.notes["columns"]
-        record.notes["columns"] = [j for j in sources if j < 0 or self.tasks[j].finished]
-        if record.notes["columns"] != sources:
-            self.grow(record)
-
-    def _n_features(self, task: Task) -> int:
-        n_features = super()._n_features(task)
-        if not self._found:
-            self._found = look(self._network(later=False), inputs.to(task.example, self.device), self.apply_network)
-            for record in self.tasks.values():  # of a file: in all columns the same layers are read
-                self._found["sites"] = record.notes["sites"]
-        return n_features
-
     # ---- forward -----------------------------------------------------------------------------------------------------
 
     def outputs(self, x: Tensor, task_id: int | None) -> Tensor:
         assert task_id is not None  # the scenario is "task"
-        return self._one_way(lambda x: self._logits(task_id, self._given(x, task_id)), x, task_id)
+        return self.frozen_or_not(lambda x: self.logits(task_id, self.given(x, task_id)), x, task_id)
 
     def features(self, x: Tensor, task_id: int | None) -> Tensor:
         """h_L^(k) of the task's own column, shape (batch, features)."""
         assert task_id is not None
-        return self._one_way(lambda x: self._given(x, task_id)[task_id][HEAD], x, task_id)
+        return self.frozen_or_not(lambda x: self.given(x, task_id)[task_id][HEAD], x, task_id)
 
-    def _one_way(self, compute: Callable[[Any], Tensor], x: Any, task_id: int) -> Tensor:
-        return one_way(compute, x) if self.tasks[task_id].finished else compute(x)
-
-    def column_ids(self, task_id: int) -> list[int]:
-        """The columns that this task's forward pass runs through, its own last."""
-        return list(self._columns_of(task_id))
-
-    def _columns_of(self, task_id: int) -> dict[int, Column]:
-        """The same, with the columns themselves."""
-        found: dict[int, Column] = {}
-
-        def visit(t: int) -> None:
-            column = self._column(t)
-            for j in column.sources:
-                if j not in found:
-                    visit(j)
-            found[t] = column
-
-        visit(task_id)
-        return found
-
-    def _given(self, x: Any, task_id: int, tap: Callable[[int, int, Tensor], Tensor] | None = None) -> dict[int, Given]:
-        """Every column up to this task's own, run once. Frozen ones hold no parameters: no graph is built for them."""
-        return run_columns(self._columns_of(task_id), partial(self.apply_network, x=x), tap)
-
-    def _column(self, task_id: int) -> Column:
-        return self.columns.real(str(task_id))  # type: ignore[return-value]
-
-    def _logits(self, task_id: int, given: dict[int, Given]) -> Tensor:
-        return self._column(task_id).head(self.heads.real(str(task_id)), given, task_id)
-
-    def feature_extractor(self) -> nn.Module:
-        return self.template.network
-
-    # ---- what must not move ------------------------------------------------------------------------------------------
-
-    def belongings(self, task_id: int) -> Iterable[tuple[TaskModules, str]]:
-        kept = self.tasks[task_id].notes.get("forgotten", ())
-        return (self.heads, str(task_id)), *((self.columns, name) for name in (str(task_id), *kept))
-
-    def on_forget(self, task_id: int) -> None:
-        """Free the column, unless later ones read it: then it stays, without its lateral into the head."""
-        column, new = self._column(task_id), min([0, *map(int, self.columns)]) - 1
-        del self.columns[str(task_id)]
-        column.laterals = column.laterals[: len(paths_of(column.sites)) - 1]
-        self.columns[str(new)] = column
-        self.columns.hide(str(new))
-        for name in self.columns:
-            other = self._column(int(name))
-            other.sources = [new if j == task_id else j for j in other.sources]
-        read = {t: [j for j in self.column_ids(t) if j < 0] for t in self.tasks}
-        for t, record in self.tasks.items():
-            record.notes["columns"] = self._column(t).sources
-            kept = {str(j): self._column(j) for j in read[t]}
-            record.notes["forgotten"] = {j: {"columns": c.sources, "sites": c.sites[:-1]} for j, c in kept.items()}
-        for name in [name for name in self.columns if int(name) < 0]:
-            if not any(int(name) in ids for ids in read.values()):
-                del self.columns[name]
-
-    # ---- what it costs, what it listens to, and taking it elsewhere ------------------------------------------------
+    # ---- what it costs, and taking it elsewhere ----------------------------------------------------------------------
 
     def capacity(self) -> dict[str, Any]:
         """What every method reports, and by task id: "columns", the parameters of a column and its head; "laterals",
@@ -320,7 +207,7 @@ class PNN(Learner):
         """
         columns, laterals, adapters = {}, {}, {}
         for t in self.tasks:
-            column = self._column(t)
+            column = self.column(t)
             laterals_of: list[Any] = list(column.laterals)
             columns[t] = _count(column.layers) + _count(self.heads.real(str(t)))
             equal = sum(_count(part.U if self.adapter == "linear" else part.V) for part in laterals_of)
@@ -328,73 +215,12 @@ class PNN(Learner):
             adapters[t] = _count(column.laterals) - equal
         kept = [int(name) for name in self.columns if int(name) < 0]
         readers = {j: [t for t in self.tasks if j in self.column_ids(t)] for j in kept}
-        forgotten = {j: {"parameters": _count(self._column(j)), "read_by": readers[j]} for j in kept}
+        forgotten = {j: {"parameters": _count(self.column(j)), "read_by": readers[j]} for j in kept}
         without: dict[str, str] = next(
             (record.notes["without"] for record in self.tasks.values() if "without" in record.notes), {}
         )
         report = {"columns": columns, "laterals": laterals, "adapters": adapters, "forgotten": forgotten}
         return {**super().capacity(), **report, "without_laterals": without}
-
-    def sensitivity(
-        self, task_id: int, x: Tensor, y: Tensor | None = None, kind: str = "fisher", seed: int = 0
-    ) -> Float[Tensor, "layers columns"]:
-        """How much a task's output relies on h_i of each column: rows i = 1 ... L, columns as in `column_ids`.
-
-        A row for each call that has a lateral, the head's last. Every row adds up to 1. What a column's layer feeds
-        counts in full: its laterals, and its own next layer.
-
-        Args:
-            task_id: the task whose output is looked at.
-            x: inputs of that task, some hundred of them; shape (n, ...).
-            y: their labels, int64 of shape (n,); for "perturbation" alone.
-            kind: "fisher" or "perturbation"; see `fisher_sensitivity` and `perturbation_sensitivity`.
-            seed: of the noise, for "perturbation".
-
-        Raises:
-            ValueError: an unknown task or kind, labels that are missing, or a task classified no better than by chance.
-        """
-        self.check(x, task_id)
-        if kind not in ("fisher", "perturbation"):
-            raise ValueError(f"kind is {kind!r}; allowed: 'fisher', 'perturbation'")
-        if kind == "perturbation" and (y is None or len(y) != len(x)):
-            raise ValueError(f"'perturbation' measures accuracy: give labels y of shape ({len(x)},), one per input")
-        column = self._column(task_id)
-        axes = [axis(column.layers.get_submodule(path)) for path, _ in column.sites[:-1]] + [-1]
-
-        def logits(part: Tensor, tap: Callable[[int, int, Tensor], Tensor]) -> Tensor:
-            def by_feature(t: int, i: int, h: Tensor) -> Tensor:
-                return tap(t, i, h.movedim(axes[i - 1], 1)).movedim(1, axes[i - 1])
-
-            return self._logits(task_id, self._given(part.to(self.device), task_id, by_feature))
-
-        with evaluating(self):
-            columns = self.column_ids(task_id)
-            if y is None or kind == "fisher":
-                return fisher_sensitivity(logits, x, columns)
-            return perturbation_sensitivity(logits, x, y, columns, seed)
-
-    def export(self, task_id: int | None = None) -> nn.Module:
-        """The columns up to that task's, and its head: a `torch.fx.GraphModule`, written down by tracing `forward`.
-
-        It needs torch alone, also where `torch.save` has pickled it. See `minicl.isolation.tracing.traced`.
-
-        Raises:
-            ValueError: a task id that is missing or not learned; a network that nothing can trace.
-        """
-        task_id = self.check_finished(task_id)
-        assert task_id is not None
-        columns = {t: copied(column) for t, column in self._columns_of(task_id).items()}
-        head = copied(self.heads.real(str(task_id)))
-        n_outputs = self.tasks[task_id].n_outputs if self.rotations else None
-        network = standalone(Progressive(columns, head, self.apply_network, n_outputs))
-        known = self.input_shape is not None
-        return traced(network, stand_in(self.tasks[task_id].notes, self.input_shape, self._like) if known else None)
-
-    def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return put_template(state, self.template.network)
-
-    def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return take_template(tensors, self.template.network)
 
 
 def _count(module: nn.Module) -> int:
