@@ -51,7 +51,14 @@ def judged(outputs: Tensor, y: Tensor, criterion: Callable[[Tensor, Tensor], Ten
     """
     if not callable(criterion):
         raise TypeError(f"criterion is a {type(criterion).__name__}; allowed: a function (logits, labels) -> loss")
-    loss = criterion(outputs, y)
+    try:
+        loss = criterion(outputs, y)
+    except Exception as error:
+        error.add_note(
+            f"the criterion was given outputs of shape {tuple(outputs.shape)} and labels of shape {tuple(y.shape)}; in "
+            "scenario 'class' outputs are those of all classes so far: weight=weights[: outputs.shape[1]]"
+        )
+        raise
     if not isinstance(loss, Tensor) or loss.ndim:
         kind = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise ValueError(f"criterion returned {kind}; allowed: a scalar tensor, the mean over the batch")

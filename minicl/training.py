@@ -77,8 +77,9 @@ def run(
             one for the whole run, as most benchmarks do: parameters that come later join it, those that the learner has
             no longer leave it. A schedule is made anew for every call of `fit`, from the first learning rate.
         criterion: a function (logits, labels) -> mean loss, in the place of cross-entropy: class weights, label
-            smoothing. It is `learner.criterion` during the run. Importances and distillation stay what they are. A
-            method whose loss does not go through `learner.cross_entropy` is refused in the first step.
+            smoothing. In scenario "class" there are as many logits as classes so far, so weights of all classes are
+            `weights[: logits.shape[1]]`. It is `learner.criterion` during the run. Importances and distillation stay
+            what they are. A method whose loss does not go through `learner.cross_entropy` is refused in the first step.
         augment: a function from a batch of training inputs, on the device, to what is trained on in their place, such
             as a transform of torchvision's v2. What it draws comes from the run's seed. Nothing else is augmented: not
             what is evaluated, nor what a memory keeps.

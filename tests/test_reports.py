@@ -21,6 +21,7 @@ from torch.nn.utils import prune
 import minicl
 from minicl import Task, freezing, protection
 from minicl.freezing import all_modules
+from minicl.losses import mean_loss
 from minicl.testing.loops import SAM
 
 # Most loops below are those of other people, who know nothing of HAT's schedule.
@@ -774,6 +775,14 @@ def test_a_criterion_sees_one_head_at_a_time(method: str) -> None:
     learner.criterion = criterion
     minicl.run(learner, tasks, epochs=1, batch_size=10, progress=False)
     assert widths == {2, 3, 4}
+
+
+def test_a_criterion_that_fails_says_what_it_was_given() -> None:
+    """Weights of three classes, where a head of scenario "class" has two outputs so far."""
+    with pytest.raises(RuntimeError, match="weight tensor") as caught:
+        mean_loss(torch.rand(4, 2), torch.tensor([0, 1, 0, 1]), nn.CrossEntropyLoss(weight=torch.ones(3)))
+    (note,) = caught.value.__notes__
+    assert note.startswith("the criterion was given outputs of shape (4, 2) and labels of shape (4,); in scenario")
 
 
 def test_the_same_criterion_is_cross_entropy() -> None:
