@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,30 @@ def test_a_commit_subject_says_one_thing(message: str, right: bool) -> None:
     finally:
         sys.path.remove(str(ROOT / "tools"))
     assert (problem(message) is None) == right
+
+
+def lines_of_code(path: Path) -> int:
+    """Without docstrings, comments and empty lines."""
+    text = path.read_text(encoding="utf-8")
+    told: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            told.update(range(node.body[0].lineno, int(node.body[0].end_lineno or 0) + 1))
+    blank = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    found: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in blank:
+            found.update(range(token.start[0], token.end[0] + 1))
+    return len(found - told)
+
+
+def test_a_methods_file_is_about_a_page() -> None:
+    """The equations and the algorithm; what knows of networks and sizes is in parts that methods share."""
+    longer = {"HAT": 230, "PackNet": 230}
+    for kind in minicl.METHODS.values():
+        n = lines_of_code(Path(str(sys.modules[kind.__module__].__file__)))
+        assert n <= longer.get(kind.__name__, 175), f"{kind.__name__} has {n} lines of code"
+    assert lines_of_code(PACKAGE / "learner.py") <= 350
 
 
 LANDMARKS = (
