@@ -62,7 +62,7 @@ def _listed(value: Any) -> Any:
 
 def _groups(classes: Any) -> list[list[Any]]:
     allowed = "allowed: a list of lists of classes, one for each task, such as [[0, 1, 2, 3], [4, 5], [6, 7, 8, 9]]"
-    if isinstance(classes, str) or not isinstance(classes, Sequence):
+    if isinstance(classes, str) or not isinstance(classes, Sequence) or not len(classes):
         raise ValueError(f"classes is {classes!r}; {allowed}")
     for t, group in enumerate(classes):
         if isinstance(group, str) or not isinstance(group, Sequence) or not len(group):

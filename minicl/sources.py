@@ -64,6 +64,10 @@ class Items(Source):
                 f"{name('data')} is {kind(dataset)}; "
                 "allowed: a torch dataset with a length, whose items are (input, label)"
             )
+        given: Any = collate
+        if given is not None and not callable(given):
+            kind_of = type(given).__name__
+            raise TypeError(f"collate is a {kind_of}; allowed: a function from a list of items to (x, y)")
         self.dataset, self.collate, self.name, self.targets = dataset, collate, name, targets
 
     def __len__(self) -> int:

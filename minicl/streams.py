@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import checks
 from .arrays import Name, check_integers
 from .datasets import NAMES, Names, find, ingest, names_of
 from .inputs import Tree, check_finite, describe, shapes
@@ -78,7 +79,7 @@ def split(
             raise ValueError(
                 f"n_tasks is {n_tasks!r}, and classes names those of {len(classes)} tasks; leave n_tasks out"
             )
-        n_tasks = len(classes)
+        n_tasks = max(len(classes), 1)  # where it names none, `partition` says so
     base = _Base(Recipe(dataset, n_tasks, scenario, seed, validation, n_train, root, download, size, held), collate)
     groups = partition(base.classes, n_tasks, classes, first, class_order, seed, names=base.names)
     sizes = [len(group) for group in groups]
@@ -172,8 +173,9 @@ def rotated(
         raise ValueError(
             f"inputs of {of} cannot be turned; allowed: images of floating-point numbers, (channels, height, width)"
         )
-    if not -360 <= max_angle <= 360:
-        raise ValueError(f"max_angle is {max_angle}; allowed: -360 to 360 degrees")
+    angle = checks.plain(max_angle)
+    if isinstance(angle, bool) or not isinstance(angle, (int, float)) or not -360 <= angle <= 360:
+        raise ValueError(f"max_angle is {max_angle!r}; allowed: -360 to 360 degrees")
     angles = torch.linspace(0, max_angle, n_tasks, dtype=torch.float64).tolist() if n_tasks > 1 else [0.0]
     stream = base.stream("rotated", lambda t: base.changed(t, Rotation(angles[t]), f"{angles[t]:g} degrees"))
     stream.settings["max_angle"] = max_angle
@@ -257,8 +259,10 @@ class Recipe:
         if isinstance(n_tasks, bool) or not isinstance(n_tasks, int) or not 1 <= n_tasks <= MOST_TASKS:
             raise ValueError(f"n_tasks is {n_tasks!r}; allowed: integers from 1 up to {MOST_TASKS:,}")
         check_seed(self.seed)
-        if not 0 <= self.validation < 1:
-            raise ValueError(f"validation is {self.validation}; allowed: a share from 0 up to, but not including, 1")
+        share = checks.plain(self.validation)
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+            raise ValueError(f"validation is {self.validation!r}; allowed: a share from 0 up to, but not including, 1")
+        checks.flag("held", self.held)
         numbers = self.n_train_per_task
         if numbers is not None and (
             len(numbers) != n_tasks or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers)

@@ -527,6 +527,11 @@ def test_a_collate_that_goes_wrong_is_named(collate: Any, message: str) -> None:
         task.train.take(torch.arange(3))
 
 
+def test_a_collate_that_is_no_function_is_named() -> None:
+    with pytest.raises(TypeError, match="collate is a int; allowed: a function from a list of items"):
+        Task(0, 2, Own(HELD[0].train), collate=3)  # type: ignore[arg-type]
+
+
 # ---- memory-mapped arrays --------------------------------------------------------------------------------------------
 
 

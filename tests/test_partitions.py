@@ -65,6 +65,7 @@ def test_an_order_is_a_list_or_comes_from_the_seed() -> None:
         ({"classes": [TEN, ["cat"]]}, "classes names 'cat', and there is no such class"),
         ({"classes": [[True, *TEN[2:]], [0]]}, "classes names True, and there is no such class"),
         ({"classes": [TEN, []]}, r"classes holds \[\] for task 1; allowed: a list of lists"),
+        ({"classes": []}, r"classes is \[\]; allowed: a list of lists"),
         ({"classes": TEN}, r"classes holds 0 for task 0; allowed: a list of lists of classes"),
         ({"classes": "0,1"}, "classes is '0,1'; allowed: a list of lists"),
         ({"classes": 3}, "classes is 3; allowed: a list of lists"),

@@ -253,6 +253,9 @@ def test_angles_grow_evenly() -> None:
         ({"validation": 1.0}, "validation is 1.0; allowed: a share from 0"),
         ({"validation": -0.1}, "validation is -0.1"),
         ({"validation": float("nan")}, "validation is nan"),
+        ({"validation": "a"}, "validation is 'a'; allowed: a share from 0"),
+        ({"validation": None}, "validation is None"),
+        ({"held": "no"}, "held is 'no'; allowed: True or False"),
         ({"n_train": 0}, "n_train is 0; allowed: a positive integer"),
         ({"n_train": [3]}, r"n_train is \[3\]; allowed: a positive integer, or 5 of them"),
         ({"n_train": [3, 3, 3, 3, -1]}, "n_train is"),
@@ -270,8 +273,8 @@ def test_split_says_which_numbers_of_tasks_divide_the_classes(n_tasks: int) -> N
         minicl.split("digits", n_tasks)
 
 
-@pytest.mark.parametrize("angle", [361, -400, float("nan")])
-def test_angles_beyond_a_turn_are_refused(angle: float) -> None:
+@pytest.mark.parametrize("angle", [361, -400, float("nan"), "x", None, True])
+def test_angles_beyond_a_turn_are_refused(angle: Any) -> None:
     with pytest.raises(ValueError, match="max_angle is"):
         minicl.rotated("digits", max_angle=angle)
 
