@@ -276,21 +276,24 @@ def differences(runs: list[dict[str, Any]], methods: Sequence[str]) -> dict[tupl
     return found
 
 
-def differences_table(runs: list[dict[str, Any]], methods: Sequence[str] = tuple(METHODS)) -> str:
-    """Those differences in Markdown, in bold where the interval does not hold zero, and what they come to in words."""
+def differences_table(runs: list[dict[str, Any]], methods: Sequence[str]) -> str:
+    """Those differences in Markdown, in bold where the interval does not hold zero."""
     found = differences(runs, methods)
     lines = ["| | " + " | ".join(minicl.SCENARIOS) + " |", "|---" * 4 + "|"]
     for method in methods:
         cells = [written(found.get((method, scenario))) for scenario in minicl.SCENARIOS]
         lines.append(f"| {method.replace(' x ', ' × ')} | " + " | ".join(cells) + " |")
-    differ = [f"{method} in {scenario}" for (method, scenario), cell in found.items() if not holds_zero(cell)]
-    lines += [
-        "",
-        f"Of {len(found)} intervals {len(found) - len(differ)} hold zero: there, no difference is shown. The others: "
-        f"{', '.join(differ) or 'none'}. Of {len(found)} intervals at 95 %, about {len(found) * 0.05:.1f} miss by "
-        "chance even where nothing differs.",
-    ]
     return "\n".join(lines) + "\n"
+
+
+def in_words(runs: list[dict[str, Any]]) -> str:
+    """What the intervals of the table come to."""
+    found = differences(runs, list(METHODS))
+    differ = [f"{method} in {scenario}" for (method, scenario), cell in found.items() if not holds_zero(cell)]
+    return (
+        f"\nOf {len(found)} intervals {len(found) - len(differ)} hold zero. The others: {', '.join(differ)}. "
+        f"Of so many intervals at 95 %, {len(found) * 0.05:.1f} are expected to miss zero by chance alone.\n"
+    )
 
 
 def holds_zero(cell: tuple[float, ...]) -> bool:
@@ -334,7 +337,7 @@ def tables(runs: list[dict[str, Any]]) -> dict[str, str]:
     """The tables in Markdown, by what is put behind the name of the results in the names of their files."""
     return {
         "": table(runs),
-        "_differences": differences_table(runs),
+        "_differences": differences_table(runs, list(METHODS)) + in_words(runs),
         "_variants": variants_table(runs),
         "_variants_differences": differences_table(runs, list(VARIANTS)),
     }
