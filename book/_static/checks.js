@@ -48,7 +48,7 @@ const checks = (() => {
     for (const [i, key] of Object.keys(table.right).entries()) {
       const said = table.inOrder ? answer[i] : answer[key];
       const small = plain(said);
-      const spelled = [small, small.replace(/(il|incremental)$/, "")];
+      const spelled = [small, small.replace(/(il|(incremental)?(learning|training)?)$/, "")];
       given[key] = spelled.map(word => word && table.allowed.find(one => plain(one) === word)).find(Boolean);
       if (given[key] === undefined) {
         const what = table.what.replace("{}", key);
@@ -71,9 +71,8 @@ const checks = (() => {
   /** What Python calls an answer with a text in it. */
   const kind = answer => {
     if (typeof answer === "string") return "str";
-    const types = answer.map(one => (Array.isArray(one) ? "list" : typeof one === "string" ? "str"
-      : one === null ? "NoneType" : Number.isInteger(one) ? "int" : "float"));
-    return `list of ${[...new Set(types)].sort().join(" and ")}`;
+    const types = answer.flat(2).map(one => (typeof one === "string" ? "str" : Number.isInteger(one) ? "int" : "float"));
+    return `${Array.isArray(answer[0]) ? "list of lists" : "list"} of ${[...new Set(types)].sort().join(" and ")}`;
   };
 
   const judgeNumbers = (table, answer) => {

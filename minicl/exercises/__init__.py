@@ -228,6 +228,10 @@ def array(
     return value
 
 
+ENDING = r"(il|(incremental)?(learning|training)?)$"
+"""What may be added to a word and says nothing: "Domain-IL", "class-incremental learning"."""
+
+
 def plain(word: str) -> str:
     """A word as it is compared: small letters and digits alone, with ++ written as pp, as in `minicl.DERpp`."""
     return re.sub(r"[^a-z0-9]", "", word.lower().replace("++", "pp"))
@@ -236,11 +240,11 @@ def plain(word: str) -> str:
 def text(answer: Any, allowed: Sequence[str], what: str = "The answer") -> str:
     """The answer as one of the `allowed` words, as it stands there.
 
-    Capitals, spaces and hyphens make no difference, nor does the ending of a scenario, as in "Domain-IL".
+    Capitals, spaces and hyphens make no difference, nor does an ending as in "Domain-IL", or in "joint training".
     """
     words = {plain(word): word for word in allowed}
     given = plain(answer) if isinstance(answer, str) else ""
-    for spelled in (given, re.sub(r"(il|incremental)$", "", given)):
+    for spelled in (given, re.sub(ENDING, "", given)):
         if spelled in words:
             return words[spelled]
     shown = repr(answer) if isinstance(answer, (str, int, float, type(None))) else f"a {type(answer).__name__}"
@@ -261,6 +265,9 @@ def texts(
         what: what the word of a key is called, with {} for the key.
         allowed: words; by default those that are values of `right`.
     """
+    if isinstance(answer, Mapping) and all(isinstance(key, str) for key in answer):
+        keys = {plain(key): key for key in right}
+        answer = {keys.get(plain(key), key): word for key, word in answer.items()}
     if not isinstance(answer, Mapping) or set(answer) != set(right):
         *others, last = (f'"{key}"' for key in right)
         holds = holds or f"the keys {', '.join(others)} and {last}, and a name for each"
@@ -404,10 +411,13 @@ def close(a: Any, b: Any, tolerance: float = 1e-6) -> bool:
 
 
 def _kind(answer: Any) -> str:
-    """What an answer is, without its contents: "a str", "a list of int and str"."""
+    """What an answer is, without its contents: "a str", "a list of int and str", "a list of lists of str"."""
     name = type(answer).__name__
     if isinstance(answer, (list, tuple)) and answer:
-        name += f" of {' and '.join(sorted({type(entry).__name__ for entry in answer}))}"
+        nested = all(isinstance(row, (list, tuple)) and row for row in answer)
+        entries = [entry for row in answer for entry in row] if nested else answer
+        types = " and ".join(sorted({type(entry).__name__ for entry in entries}))
+        name += f"{f' of {type(answer[0]).__name__}s' if nested else ''} of {types}"
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 

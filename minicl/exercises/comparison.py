@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from .. import METHODS, tensors
+from .. import tensors
 from . import Hint, call, compare, exercise, without
 from ._declared import Mistake, Words, declare
+
+MEASURED = [
+    *("finetune", "feature-extraction", "individual", "joint", "ewc", "si", "mas", "lwf", "vcl", "agscl"),
+    *("er", "agem", "gem", "derpp", "pnn", "hat", "packnet"),
+]
+"""The methods of the chapter's table."""
 
 NEEDS = {
     "exact and small": (
@@ -34,6 +40,11 @@ declare(
         'A dictionary from "exact and small", "exact and endless", "no id" to the name of a method each.',
         right={need: right for need, (right, _) in NEEDS.items()},
         mistakes=[
+            Mistake(
+                "features alone",
+                "A network whose features stand still forgets nothing, that is true. But how little does it learn?",
+                [{need: "feature-extraction"} for need in NEEDS if need != "no id"],
+            ),
             *(Mistake(f"{need} wrong", hint, {need: None}) for need, (_, hint) in NEEDS.items() if need != "no id"),
             Mistake(
                 "a fence is not enough",
@@ -43,7 +54,7 @@ declare(
             Mistake("no id wrong", NEEDS["no id"][1], {"no id": None}),
         ],
         praise="There is no best method, only a best one for a need: the three answers differ.",
-        allowed=sorted(METHODS),
+        allowed=MEASURED,
         what="Your answer to '{}'",
         holds=f"a method for each of {', '.join(map(repr, NEEDS))}",
     ),
@@ -133,6 +144,14 @@ def still_free(answer: Any) -> str:
                 lambda p, T: p * (1 - p) ** (T - 1),
                 "That is the share that the last task got. What is left after it?",
             ),
+            "what the next one gets": (
+                lambda p, T: p * (1 - p) ** T,
+                "That is the share that one more task would get. All that is free is asked for.",
+            ),
+            "an exponential": (
+                lambda p, T: np.exp(-p * T),
+                "That is right for shares near zero. Tasks come one by one: what is left after a single one?",
+            ),
             "one task too few": (lambda p, T: (1 - p) ** (T - 1), "That is what the last of the T tasks found."),
             "one task too many": (lambda p, T: (1 - p) ** (T + 1), "T tasks have taken their share, not T + 1."),
             "times": (
@@ -155,11 +174,15 @@ def unchanged(answer: Any) -> str:
     zeros[2, 0], lost[5, 2] = 0.0, np.nan
     minus = zeros.copy()
     minus[2, 0] = -0.0
+    long = torch.randn(800, 3).numpy()  # NumPy prints its two ends alone
+    changed = long.copy()
+    changed[400, 1] += 1
     for was, now, hint, mistake in (
         (then, then.copy(), "Nothing has changed there, and your function says otherwise.", "never true"),
         (then, doubled, "The same classes win, but the logits are others.", "same winners"),
         (then, nudged, "One number has moved by its last bit. Rounding counts.", "close enough"),
         (then, then[:5], "A row is missing there.", "shorter"),
+        (long, changed, "One number of many has changed. Of a long array, only its ends are printed.", "printed"),
         (zeros, minus, "A zero has become minus zero. They are equal, but not bit for bit.", "equal numbers"),
         (lost, lost.copy(), "No bit has changed, but NaN is not equal to itself.", "NaN"),
     ):
@@ -193,6 +216,11 @@ def _undominated(stored: np.ndarray, acc: np.ndarray) -> np.ndarray:
 def _marked(indices: Any, n: int) -> np.ndarray:
     """1 for those among n that are listed, 0 for the others."""
     found = np.asarray(indices)
+    if found.dtype == bool:
+        raise Hint(
+            "Your function returns True and False. Their indices are asked for: np.flatnonzero makes them.",
+            mistake="a mask",
+        )
     if found.ndim != 1 or not len(found) or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= n:
         raise Hint(
             f"Your function should return a list of indices, from 0 to {n - 1}, at least one; it gave {indices!r}."
@@ -211,12 +239,19 @@ def undominated(answer: Any) -> str:
         *((torch.randint(1, 9, (9,)).double().numpy(), torch.randint(1, 9, (9,)).double().numpy()) for _ in range(4)),
     ]
 
-    def beaten(stored: np.ndarray, acc: np.ndarray, strict: bool) -> np.ndarray:
-        """Who is left where "dominated" is misread: as better in both, or as no worse in both."""
-        n = range(len(acc))
-        better = [[(stored[j] < stored[i] and acc[j] > acc[i]) for j in n] for i in n]
-        no_worse = [[(i != j and stored[j] <= stored[i] and acc[j] >= acc[i]) for j in n] for i in n]
-        return np.array([float(not any(row)) for row in (better if strict else no_worse)])
+    def left(beats: Callable[[float, float, float, float], bool]) -> Callable[..., np.ndarray]:
+        """Who is left where one method beats another so, by its bytes and accuracy and those of the other."""
+        return lambda stored, acc: np.array(
+            [
+                float(not any(j != i and beats(stored[j], acc[j], stored[i], acc[i]) for j in range(len(acc))))
+                for i in range(len(acc))
+            ]
+        )
+
+    def one_of_each(stored: np.ndarray, acc: np.ndarray) -> np.ndarray:
+        kept = _undominated(stored, acc)
+        pairs = list(zip(stored[kept], acc[kept], strict=True))
+        return _marked([int(i) for k, i in enumerate(kept) if pairs.index(pairs[k]) == k], len(acc))
 
     def marked(stored: np.ndarray, acc: np.ndarray) -> np.ndarray:
         return _marked(call(answer, stored, acc), len(acc))
@@ -227,12 +262,32 @@ def undominated(answer: Any) -> str:
         cases=cases,
         mistakes={
             "better in both": (
-                partial(beaten, strict=True),
+                left(lambda fewer, better, stored, acc: fewer < stored and better > acc),
                 "A method with the same bytes and a higher accuracy dominates, too: better in one is enough.",
             ),
+            "more accurate alone": (
+                left(lambda fewer, better, stored, acc: fewer <= stored and better > acc),
+                "A method with the same accuracy and fewer bytes dominates, too.",
+            ),
+            "smaller alone": (
+                left(lambda fewer, better, stored, acc: fewer < stored and better >= acc),
+                "Of two methods with the same bytes, the more accurate one dominates the other.",
+            ),
             "twins beat each other": (
-                partial(beaten, strict=False),
+                left(lambda fewer, better, stored, acc: fewer <= stored and better >= acc),
                 "Two methods that are equal in both: neither is better in anything, so both stay.",
+            ),
+            "one of two twins": (
+                one_of_each,
+                "Of two methods that are equal in both you keep the first alone. Which of them is better in anything?",
+            ),
+            "more is better": (
+                left(
+                    lambda more, better, stored, acc: (
+                        more >= stored and better >= acc and (more, better) != (stored, acc)
+                    )
+                ),
+                "With yours, more bytes are an advantage. They are what is paid.",
             ),
             "the dominated ones": (
                 lambda stored, acc: 1 - _marked(_undominated(stored, acc), len(acc)),

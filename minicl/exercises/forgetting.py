@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from .. import FineTune, mlp
+from .. import FineTune, mlp, same_bits
 from . import Hint, call, compare, exercise, one_of
 from ._declared import Case, Is, Mistake, Numbers, Row, Words, declare, entries, linear, vary
 
@@ -226,19 +225,26 @@ def freeze_first(answer: Any) -> str:
         layers = [module for module in learner.backbone.modules() if isinstance(module, nn.Linear)]
         optimizer = _optimizer(learner)
         _train(learner, optimizer)  # task 1: there is a velocity by now
-        before = [layer.weight.detach().clone() for layer in layers]
+        before = [_values(layer) for layer in layers]
         _freeze(answer, learner, n)
         layers = [module for module in learner.backbone.modules() if isinstance(module, nn.Linear)]
         if len(layers) != 3 or not all(
-            torch.equal(layer.weight, old) for layer, old in zip(layers, before, strict=True)
+            same_bits(_values(layer), old) for layer, old in zip(layers, before, strict=True)
         ):
             raise Hint(
                 "The weights themselves changed. Freezing keeps them as they are.", mistake="changes the weights"
             )
-        moved = _moved(learner, layers, optimizer)
-        if moved == [i >= n for i in range(3)]:
+        moved, weights_moved = _moved(learner, layers, optimizer)
+        should = [i >= n for i in range(3)]
+        if moved == should:
             continue
-        if [layer.weight.requires_grad for layer in layers] == [i >= n for i in range(3)]:
+        if weights_moved == should:
+            raise Hint(
+                f"With n={n}, the weights of the first layers stand still, and their biases move. A bias is part of "
+                "its layer.",
+                mistake="biases move",
+            )
+        if [layer.weight.requires_grad for layer in layers] == should:
             raise Hint(
                 f"With n={n}, the first layers get no gradient any more, and they move all the same: the optimiser of "
                 "the first task still holds them, with a velocity, and weight decay pulls as well. How are they taken "
@@ -290,9 +296,21 @@ def _train(learner: FineTune, optimizer: torch.optim.Optimizer | None) -> None:
         optimizer.step()  # type: ignore[union-attr]
 
 
-def _moved(learner: FineTune, layers: list[nn.Linear], optimizer: torch.optim.Optimizer | None) -> list[bool]:
-    """Which layers move under momentum and weight decay, by the optimiser that is there or by a new one."""
-    before = [copy.deepcopy(layer.weight.detach()) for layer in layers]
+def _values(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    return layer.weight.detach().clone(), layer.bias.detach().clone()
+
+
+def _moved(
+    learner: FineTune, layers: list[nn.Linear], optimizer: torch.optim.Optimizer | None
+) -> tuple[list[bool], list[bool]]:
+    """Which layers move under momentum and weight decay, by the optimiser that is there or by a new one.
+
+    Returns:
+        for each layer whether its weights or biases moved, and whether its weights alone did.
+    """
+    before = [_values(layer) for layer in layers]
     _train(learner, optimizer)
     _train(learner, _optimizer(learner))
-    return [not torch.equal(layer.weight, old) for layer, old in zip(layers, before, strict=True)]
+    after = [_values(layer) for layer in layers]
+    pairs = list(zip(after, before, strict=True))
+    return [not same_bits(new, old) for new, old in pairs], [not same_bits(new[0], old[0]) for new, old in pairs]

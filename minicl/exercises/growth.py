@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..expansion import den
 from ..expansion.den import reachable, soft_threshold
-from . import compare, exercise
+from . import compare, exercise, without
 from ._declared import Mistake, Words, declare
 
 ADDS = {"Piggyback": "a mask", "CPG": "a mask, and width if needed", "DEN": "units", "DER": "an extractor"}
@@ -44,7 +45,7 @@ declare(
 def soft(answer: Any) -> str:
     """The proximal step of mu ||w||_1: a function of a tensor w and of mu, returning a tensor."""
     compare(
-        answer,
+        without(den, answer),
         soft_threshold,
         cases=[(torch.randn(5, 4), mu) for mu in (0.0, 0.1, 0.5, 1.5)] + [(torch.tensor([0.3, -0.3, 0.0]), 0.3)],
         mistakes={
@@ -119,7 +120,7 @@ def search(answer: Any) -> str:
         cases.append((head, weight))
     cases.append((torch.tensor([[0.0, 0.0], [0.0, -1.0]]), torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 2.0]])))
     compare(
-        answer,
+        without(den, answer),
         _reached,
         cases,
         mistakes={
@@ -164,8 +165,27 @@ def size(answer: Any) -> str:
                 lambda T, E, F, c: float(E + F * T * c + T * c),
                 "That is a network that does not grow.",
             ),
+            "no classifier": (
+                lambda T, E, F, c: float(T * E),
+                "Those are the extractors. Their features have to be turned into classes.",
+            ),
+            "those that came before": (
+                lambda T, E, F, c: float(T * E + F * c * T * (T + 1) / 2 + T * c),
+                "With yours, a class reads the extractors up to its own task. In DER every class reads them all.",
+            ),
+            "a bias for each feature": (
+                lambda T, E, F, c: float(T * E + T * F * T * c + T * F),
+                "A bias belongs to an output, and an output to a class.",
+            ),
+            "the auxiliary classifier too": (
+                lambda T, E, F, c: float(T * E + T * F * T * c + T * c + (F + 1) * (c + 1)),
+                "You count the auxiliary classifier as well. It is thrown away when its task ends.",
+            ),
             "the classifier of one task": (
-                lambda T, E, F, c: float(T * E + T * F * c + c),
+                (
+                    lambda T, E, F, c: float(T * E + T * F * c + c),
+                    lambda T, E, F, c: float(T * E + T * F * T * c + c),
+                ),
                 "How many classes are there after T tasks?",
             ),
         },

@@ -12,7 +12,7 @@ from .. import permuted
 from ..evaluation import evaluate
 from ..isolation import hat
 from ..isolation.hat import HAT
-from . import Hint, array, call, compare, exercise
+from . import Hint, array, call, compare, exercise, without
 from ._declared import Mistake, Words, declare
 
 WORDS = {"a": "score", "b": "gate", "c": "temperature", "d": "mask", "e": "accumulated mask"}
@@ -53,7 +53,7 @@ def temperature(answer: Any) -> str:
     """The temperature of batch b of B (b from 1) as a function of b, B and s_max: a number."""
     cases = [(1, 10, 400.0), (10, 10, 400.0), (4, 9, 50.0), (2, 5, 8.0), (3, 3, 2.0)]
     compare(
-        answer,
+        without(hat, answer),
         lambda b, B, s_max: hat.temperature((b - 1) / (B - 1), s_max),
         cases,
         mistakes={
@@ -78,7 +78,10 @@ def temperature(answer: Any) -> str:
                 "Your s rises from 1. It should start far softer: at 1/s_max.",
             ),
             "too far": (
-                lambda b, B, s_max: 1 / (1 / s_max + s_max * (b - 1) / (B - 1)),
+                (
+                    lambda b, B, s_max: 1 / (1 / s_max + s_max * (b - 1) / (B - 1)),
+                    lambda b, B, s_max: 1 / (1 / s_max + (s_max + 1 / s_max) * (b - 1) / (B - 1)),
+                ),
                 "Your s ends above s_max. From 1/s_max to s_max, how long is the way?",
             ),
             "a bracket is missing": (
@@ -86,9 +89,14 @@ def temperature(answer: Any) -> str:
                     lambda b, B, s_max: 1 / (1 / s_max + s_max - 1 / s_max * (b - 1) / (B - 1)),
                     lambda b, B, s_max: 1 / (1 / s_max + (s_max - 1 / s_max) * b - 1 / (B - 1)),
                     lambda b, B, s_max: 1 / (1 / s_max + (s_max - 1 / s_max) * (b - 1) / B - 1),
+                    lambda b, B, s_max: 1 / (1 / s_max + (s_max - 1 / s_max) * b - 1 / B - 1),
                     lambda b, B, s_max: 1 / 1 / s_max + (s_max - 1 / s_max) * (b - 1) / (B - 1),
                 ),
                 "Look at the brackets: division and multiplication come before the minus.",
+            ),
+            "by a factor": (
+                lambda b, B, s_max: s_max ** (1 - 2 * (b - 1) / (B - 1)),
+                "Your s grows by the same factor with each batch. In the equation it grows by the same amount.",
             ),
             "counted from 0": (
                 lambda b, B, s_max: 1 / (1 / s_max + (s_max - 1 / s_max) * b / (B - 1)),
@@ -123,7 +131,7 @@ def bracket(answer: Any) -> str:
         return out[:, None], into[None, :]
 
     compare(
-        answer,
+        without(hat, answer),
         hat.protect_weight,
         cases,
         mistakes={
@@ -205,6 +213,11 @@ def compensated(answer: Any) -> str:
     return "Whatever the temperature, a score feels the slope of a soft sigmoid: that is what compensation is for."
 
 
+def _used(masks: Tensor, by: int) -> list[int]:
+    """How many units at least so many tasks use, and how many none does."""
+    return [int((masks.sum(0) >= by).sum()), int((masks.sum(0) == 0).sum())]
+
+
 @exercise("hat-6")
 def count(answer: Any) -> str:
     """Units that the last task claimed anew, units used by two tasks or more, free units, from masks (tasks, units)."""
@@ -229,6 +242,26 @@ def count(answer: Any) -> str:
             "the wrong order": (
                 lambda masks: [of(masks, masks[-1] & ~masks[:-1].any(0))[i] for i in (0, 2, 1)],
                 "The right numbers, the last two of them the wrong way round: first shared, then free.",
+            ),
+            "the task before": (
+                lambda masks: of(masks, masks[-1] & ~masks[-2]),
+                "Your first number compares with one task. All tasks before the last may have claimed a unit.",
+            ),
+            "used by any": (
+                lambda masks: [of(masks, masks[-1] & ~masks[:-1].any(0))[0], *_used(masks, 1)],
+                "Your second number counts every unit that is used. A shared one has two users.",
+            ),
+            "used by all": (
+                lambda masks: [of(masks, masks[-1] & ~masks[:-1].any(0))[0], *_used(masks, len(masks))],
+                "Your second number asks for units that all tasks use. Two users are enough.",
+            ),
+            "free before the last": (
+                lambda masks: [*of(masks, masks[-1] & ~masks[:-1].any(0))[:2], int((~masks[:-1].any(0)).sum())],
+                "Your third number is what was free before the last task. What is free after it?",
+            ),
+            "shares": (
+                lambda masks: [n / masks.shape[1] for n in of(masks, masks[-1] & ~masks[:-1].any(0))],
+                "You return shares. Numbers of units are asked for.",
             ),
             "exactly two": (
                 lambda masks: [

@@ -56,12 +56,33 @@ def _by_hand(R: Array) -> Numbers:
                 "You compare every later moment with the diagonal. BWT looks at the end alone.",
             ),
             "the first row": (
-                float((R[-1] - R[0])[:-1].mean()),
+                (float((R[-1] - R[0])[:-1].mean()), float((R[-1] - R[0]).mean())),
                 "You compare with the first row. Each task is compared with the moment when it had just been learned.",
             ),
             "ACC": (
                 float(R[-1].mean()),
                 "That is ACC, the mean of the last row. From what is it to be taken off?",
+            ),
+            "when they were learned": (
+                (float(np.diag(R).mean()), float(np.diag(R)[:-1].mean())),
+                "That is how well tasks were known when they had just been learned. With what is it compared?",
+            ),
+            "relative": (
+                (
+                    float((R[-1] / np.diag(R))[:-1].mean() - 1),
+                    float((R[-1] / np.diag(R))[:-1].mean()),
+                    1 + metrics.backward_transfer(R),
+                ),
+                "You say how large a share was kept or lost. BWT takes differences, and nothing is divided by what "
+                "was there before.",
+            ),
+            "before it was learned": (
+                (float(np.diag(R, 1).mean()), float((np.diag(R, 1) - np.diag(R)[:-1]).mean())),
+                "You look above the diagonal, where a task is not yet learned. BWT is about what comes after.",
+            ),
+            "all entries": (
+                float(R.mean()),
+                "That is the mean of the whole matrix. Which of its entries has BWT to do with?",
             ),
             "sum": (
                 2 * metrics.backward_transfer(R),
@@ -113,7 +134,10 @@ def forward_transfer(answer: Any) -> str:
                 "Each accuracy is compared with the baseline of its own task. Which task has none to compare?",
             ),
             "divided by all tasks": (
-                lambda R, b: float((np.diag(R, 1) - b[1:]).sum() / len(R)),
+                (
+                    lambda R, b: float((np.diag(R, 1) - b[1:]).sum() / len(R)),
+                    lambda R, b: float(((np.diag(R, 1) - b[1:]).sum() - b[0]) / len(R)),
+                ),
                 "Nothing comes before the first task: over how many tasks is the mean?",
             ),
         },
@@ -238,12 +262,16 @@ def half_width(answer: Any) -> str:
         return float(np.std(values, ddof=1))
 
     compare(
-        answer,
+        without(metrics, answer),
         of,
         cases=[(torch.rand(n, dtype=torch.float64).numpy(),) for n in (2, 3, 5, 10)],
         mistakes={
             "divided by n": (
-                lambda v: of(v) * math.sqrt((len(v) - 1) / len(v)),
+                (
+                    lambda v: of(v) * math.sqrt((len(v) - 1) / len(v)),
+                    lambda v: 1.959963984540054 * float(np.std(v)) / math.sqrt(len(v)),
+                    lambda v: float(t.ppf(0.975, len(v)) * np.std(v)) / math.sqrt(len(v)),
+                ),
                 "Your standard deviation divides by n. With a mean taken from the same values, by what should it?",
             ),
             "root of n left out": (
@@ -251,7 +279,11 @@ def half_width(answer: Any) -> str:
                 "That is the spread of single runs. How does the mean of n runs scatter, compared with one?",
             ),
             "normal instead of t": (
-                lambda v: 1.959963984540054 * spread(v) / math.sqrt(len(v)),
+                (
+                    lambda v: 1.959963984540054 * spread(v) / math.sqrt(len(v)),
+                    lambda v: 1.96 * spread(v) / math.sqrt(len(v)),
+                    lambda v: 2 * spread(v) / math.sqrt(len(v)),
+                ),
                 "You took the normal distribution's quantile. The spread is itself estimated, from few values.",
             ),
             "standard error": (
@@ -265,6 +297,22 @@ def half_width(answer: Any) -> str:
             "no root": (
                 lambda v: of(v) / math.sqrt(len(v)),
                 "The spread of a mean falls with the root of n, not with n: four times the runs, half the width.",
+            ),
+            "variance": (
+                lambda v: of(v) * spread(v),
+                "You multiply by the variance. Its root, the standard deviation, is on the scale of the values.",
+            ),
+            "an end of the interval": (
+                (lambda v: float(v.mean()) + of(v), lambda v: float(v.mean()) - of(v)),
+                "That is an end of the interval. How far is it from the mean?",
+            ),
+            "root of n minus one": (
+                lambda v: of(v) * math.sqrt(len(v) / (len(v) - 1)),
+                "You divide by the root of n - 1. The standard deviation has taken care of that; here it is n.",
+            ),
+            "another level": (
+                lambda v: float(t.ppf(0.995, len(v) - 1)) * spread(v) / math.sqrt(len(v)),
+                "That holds 99 times in 100. The book's intervals hold 95 times.",
             ),
             "whole width": (
                 lambda v: 2 * of(v),

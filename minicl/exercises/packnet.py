@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..isolation import packnet
 from ..isolation.packnet import keep_mask, used_by
-from . import compare, exercise, one_of
+from . import compare, exercise, one_of, without
 from ._declared import Mistake, Numbers, Where, Words, declare, is_clear, one_number, vary
 
 STEPS = ["train", "prune", "re-train", "freeze"]
@@ -80,6 +81,15 @@ def _of_all(weight: Tensor, n: int) -> Tensor:
     return _largest(weight, n, torch.ones_like(weight, dtype=torch.bool))
 
 
+def _cut(size: Tensor, n: int) -> float:
+    """The n-th smallest, which is the largest that is released."""
+    return float(size.sort().values[n - 1]) if n else float("-inf")
+
+
+def _released(keep_ratio: float, sizes: Tensor) -> int:
+    return round((1 - keep_ratio) * len(sizes))
+
+
 @exercise("packnet-2")
 def mask(answer: Any) -> str:
     """Which weights a task keeps: a function of weight, keep_ratio and among, returning a mask of True and False."""
@@ -88,7 +98,7 @@ def mask(answer: Any) -> str:
         cases.append((torch.randn(rows, columns), share, torch.rand(rows, columns) < 0.7))
     cases.append((torch.randn(2, 3), 0.5, torch.tensor([[True, True, True], [True, True, False]])))  # two and a half
     compare(
-        answer,
+        without(packnet, answer),
         keep_mask,
         cases,
         mistakes={
@@ -109,6 +119,8 @@ def mask(answer: Any) -> str:
                     ),
                     lambda weight, keep_ratio, among: keep_mask(weight - weight.min() + 1, keep_ratio),
                     lambda weight, keep_ratio, among: keep_mask(weight - weight.min() + 1, keep_ratio) & among,
+                    lambda weight, keep_ratio, among: among & (weight >= weight[among].quantile(1 - keep_ratio)),
+                    lambda weight, keep_ratio, among: among & (weight > weight[among].quantile(1 - keep_ratio)),
                 ),
                 "A weight of -3 matters as much as one of 3. Look at what you sort by.",
             ),
@@ -118,11 +130,18 @@ def mask(answer: Any) -> str:
                     lambda weight, keep_ratio, among: _of_all(weight, round(keep_ratio * weight.numel())),
                     lambda weight, keep_ratio, among: _of_all(weight, int(keep_ratio * weight.numel())),
                     lambda weight, keep_ratio, among: _of_all(weight, _kept(keep_ratio, among)),
+                    lambda weight, keep_ratio, among: (
+                        weight.abs() > _cut(weight[among].abs(), _released(keep_ratio, weight[among]))
+                    ),
                 ),
                 "Weights outside `among` belong to earlier tasks, and yours claims some of them.",
             ),
             "masked too late": (
-                lambda weight, keep_ratio, among: keep_mask(weight, keep_ratio) & among,
+                (
+                    lambda weight, keep_ratio, among: keep_mask(weight, keep_ratio) & among,
+                    lambda weight, keep_ratio, among: among & (weight.abs() >= weight.abs().quantile(1 - keep_ratio)),
+                    lambda weight, keep_ratio, among: among & (weight.abs() > weight.abs().quantile(1 - keep_ratio)),
+                ),
                 "You choose among all weights and drop others afterwards. The cutoff must come from `among` alone.",
             ),
             "share of the layer": (
@@ -130,7 +149,10 @@ def mask(answer: Any) -> str:
                 "You keep a share of the whole layer. The share is of the weights in `among`.",
             ),
             "what is kept is rounded": (
-                lambda weight, keep_ratio, among: _largest(weight, round(keep_ratio * int(among.sum())), among),
+                (
+                    lambda weight, keep_ratio, among: _largest(weight, round(keep_ratio * int(among.sum())), among),
+                    lambda weight, keep_ratio, among: _largest(weight, int(keep_ratio * int(among.sum())), among),
+                ),
                 "Nearly. Round the number that is released, not the number that is kept: a half goes to the even side.",
             ),
             "rounded down": (
@@ -138,6 +160,35 @@ def mask(answer: Any) -> str:
                     weight, int(among.sum()) - int((1 - keep_ratio) * int(among.sum())), among
                 ),
                 "Nearly. The number that is released is rounded to the nearest one; yours is cut off.",
+            ),
+            "one too many": (
+                lambda weight, keep_ratio, among: (
+                    among & (weight.abs() >= _cut(weight[among].abs(), _released(keep_ratio, weight[among])))
+                ),
+                "Nearly. The weight at your cutoff is the last that is released; yours keeps it.",
+            ),
+            "a quantile": (
+                (
+                    lambda weight, keep_ratio, among: (
+                        among & (weight.abs() >= weight[among].abs().quantile(1 - keep_ratio))
+                    ),
+                    lambda weight, keep_ratio, among: (
+                        among & (weight.abs() > weight[among].abs().quantile(1 - keep_ratio))
+                    ),
+                ),
+                "Nearly. A quantile may fall between two weights, and does not round as the exercise does: count how "
+                "many are released.",
+            ),
+            "what is released": (
+                (
+                    lambda weight, keep_ratio, among: ~keep_mask(weight, keep_ratio, among),
+                    lambda weight, keep_ratio, among: among & ~keep_mask(weight, keep_ratio, among),
+                ),
+                "Your mask is True where a weight is released. It should be True where one is kept.",
+            ),
+            "the weights": (
+                lambda weight, keep_ratio, among: weight * keep_mask(weight, keep_ratio, among),
+                "You return weights. The mask itself is asked for: True and False.",
             ),
             "the other share": (
                 lambda weight, keep_ratio, among: (
@@ -376,6 +427,7 @@ def _drift(story: Story) -> Numbers:
         },
         praise="So PackNet does not trust the gradient: it clears the optimiser's memory, or puts the weight back.",
         tolerance=4e-4,  # three decimals
+        step="Write down velocity and weight after each of the two steps, and round the last number alone.",
     )
 
 

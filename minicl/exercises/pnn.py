@@ -80,11 +80,17 @@ def layer(answer: Any) -> str:
                 "That is a column on its own. Where do the earlier ones come in?",
             ),
             "the newest lateral alone": (
-                lambda W, h, U, earlier: h @ W.T + sum(laterals(U, earlier)[-1:]),
+                (
+                    lambda W, h, U, earlier: h @ W.T + sum(laterals(U, earlier)[-1:]),
+                    lambda W, h, U, earlier: h @ W.T + sum(laterals(U, earlier)[:1]),
+                ),
                 "You read one earlier column. The sum runs over all of them.",
             ),
             "a mean": (
-                lambda W, h, U, earlier: h @ W.T + sum(laterals(U, earlier)) / max(len(U), 1),
+                (
+                    lambda W, h, U, earlier: h @ W.T + sum(laterals(U, earlier)) / max(len(U), 1),
+                    lambda W, h, U, earlier: (h @ W.T + sum(laterals(U, earlier))) / (len(U) + 1),
+                ),
                 "You divide by the number of columns. The equation has a sum.",
             ),
             "its own input": (
@@ -98,6 +104,21 @@ def layer(answer: Any) -> str:
             "f inside": (
                 lambda W, h, U, earlier: torch.relu(h @ W.T + sum(laterals(U, earlier))),
                 "Nearly: you have applied f already. Only its argument is asked for.",
+            ),
+            "f on the laterals": (
+                (
+                    lambda W, h, U, earlier: h @ W.T + sum(map(torch.relu, laterals(U, earlier))),
+                    lambda W, h, U, earlier: h @ W.T + sum(laterals(U, list(map(torch.relu, earlier)))),
+                ),
+                "You apply f on the way. `earlier` has been through it already, and all the rest is one plain sum.",
+            ),
+            "the other order": (
+                lambda W, h, U, earlier: h @ W.T + sum(laterals(U, earlier[::-1])),
+                "You give columns the laterals of others: the first of `U` reads the first of `earlier`.",
+            ),
+            "laterals alone": (
+                lambda W, h, U, earlier: sum(laterals(U, earlier), torch.zeros(len(h), len(W))),
+                "The column's own input is missing.",
             ),
         },
     )
@@ -248,6 +269,16 @@ def transfer(answer: Any) -> str:
                 "You take the mean of ratios. Take the ratio of means: early epochs, with their small numbers, would "
                 "count too much.",
             ),
+            "the gain": (
+                lambda curve, alone: learning_curve_area(curve) / learning_curve_area(alone) - 1,
+                "You take one off, and say how much larger the area is. The score itself is the ratio.",
+            ),
+            "a share of both": (
+                lambda curve, alone: (
+                    learning_curve_area(curve) / (learning_curve_area(curve) + learning_curve_area(alone))
+                ),
+                "You divide by both areas together. What is the one area without the other?",
+            ),
             "the best epoch": (
                 lambda curve, alone: float(np.max(curve) / np.max(alone)),
                 "You compare the best epochs. The area takes all of them.",
@@ -291,6 +322,17 @@ def adapter(answer: Any) -> str:
             "f outside": (
                 lambda U, V, alpha, earlier: torch.relu(alpha * together(earlier) @ V.T @ U.T),
                 "The inner f comes between V and U.",
+            ),
+            "the size of alpha": (
+                lambda U, V, alpha, earlier: torch.relu(abs(alpha) * together(earlier) @ V.T) @ U.T,
+                "You drop the sign of alpha. Inside f a negative one opens what a positive one closes.",
+            ),
+            "another f": (
+                (
+                    lambda U, V, alpha, earlier: torch.sigmoid(alpha * together(earlier) @ V.T) @ U.T,
+                    lambda U, V, alpha, earlier: torch.tanh(alpha * together(earlier) @ V.T) @ U.T,
+                ),
+                "Your f is another one. ReLU is asked for.",
             ),
             "two f": (
                 lambda U, V, alpha, earlier: torch.relu(torch.relu(alpha * together(earlier) @ V.T) @ U.T),

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import compare, exercise
+from ..regularization import lwf
+from . import compare, exercise, without
 from ._declared import Mistake, Words, declare
 
 SOURCES = {
@@ -104,6 +105,9 @@ def fisher_of_logistic_regression(answer: Any) -> str:
                     lambda x, p: ((p * (1 - p))[:, None] * x).mean(0) ** 2,
                     lambda x, p: ((1 - p)[:, None] * x).mean(0) ** 2,
                     lambda x, p: (p[:, None] * x).mean(0) ** 2,
+                    lambda x, p: ((1 - p)[:, None] * x).sum(0) ** 2,
+                    lambda x, p: (p[:, None] * x).sum(0) ** 2,
+                    lambda x, p: ((p.round() - p)[:, None] * x).mean(0) ** 2,
                 ),
                 "You square the gradient of the batch, in which the images have been averaged already. Square the "
                 "gradient of each image, then take the mean.",
@@ -123,6 +127,27 @@ def fisher_of_logistic_regression(answer: Any) -> str:
             "labels all one": (
                 lambda x, p: (((1 - p) ** 2)[:, None] * x**2).mean(0),
                 "That takes y = 1 everywhere. Average over y as the model would draw it: 1 with p, 0 with 1 - p.",
+            ),
+            "labels all zero": (
+                lambda x, p: ((p**2)[:, None] * x**2).mean(0),
+                "That takes y = 0 everywhere. The model would draw 1 as well: with probability p.",
+            ),
+            "the likeliest label": (
+                lambda x, p: (((p.round() - p) ** 2)[:, None] * x**2).mean(0),
+                "You take the likeliest label of each image. The model would draw the other one too, now and then: "
+                "average over both.",
+            ),
+            "squared twice": (
+                lambda x, p: (((p * (1 - p)) ** 2)[:, None] * x**2).mean(0),
+                "p (1 - p) is what is left of (y - p)^2 when it has been averaged. It is not squared again.",
+            ),
+            "two means": (
+                lambda x, p: (p * (1 - p)).mean() * (x**2).mean(0),
+                "You average p (1 - p) and x^2 each by itself. They belong to the same image: multiply first.",
+            ),
+            "a root": (
+                lambda x, p: _fisher(x, p).sqrt(),
+                "You take a root at the end. The Fisher information is the mean of the squares itself.",
             ),
         },
     )
@@ -182,7 +207,7 @@ def distil(answer: Any) -> str:
     """A function of logits z and recorded logits old, both (n, C), and a temperature: the distillation loss."""
     cases = [(2 * torch.randn(n, c), 2 * torch.randn(n, c), t) for n, c, t in ((1, 2, 2.0), (5, 3, 2.0), (4, 6, 3.0))]
     compare(
-        answer,
+        without(lwf, answer),
         _distillation,
         cases=cases,
         mistakes={

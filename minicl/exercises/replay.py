@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import compare, exercise
+from ..replay import agem, derpp, gem
+from . import compare, exercise, without
 from ._declared import Mistake, Words, declare
 
 USES = {"er": "batch", "agem": "average", "gem": "each", "derpp": "answers"}
@@ -96,7 +98,7 @@ def project(answer: Any) -> str:
     cases = [(torch.randn(n), torch.randn(n)) for n in (2, 3, 5, 8, 8, 8)]
     cases += [(g, -g_ref) for g, g_ref in cases]
     compare(
-        answer,
+        without(agem, answer),
         _average,
         cases=cases,
         mistakes={
@@ -146,7 +148,7 @@ def dark(answer: Any) -> str:
     """A function of remembered logits z and present ones h, both (n, C): the distance in DER++'s loss."""
     cases = [(2 * torch.randn(n, c), 2 * torch.randn(n, c)) for n, c in ((1, 2), (4, 3), (6, 10))]
     compare(
-        answer,
+        without(derpp, answer),
         _logits,
         cases=cases,
         mistakes={
@@ -195,7 +197,7 @@ def orthogonal(answer: Any) -> str:
         rows = torch.linalg.qr(torch.randn(n, n))[0][:k]
         cases.append((torch.randn(n), rows * (0.5 + 2 * torch.rand(k, 1))))
     compare(
-        answer,
+        without(gem, answer),
         _cone,
         cases=cases,
         mistakes={
@@ -243,6 +245,19 @@ def missing(answer: Any) -> str:
             "probability turned round": (
                 lambda b, c: c * (1 / c) ** b,
                 "A place misses a given class with probability 1 - 1/classes.",
+            ),
+            "an exponential": (
+                lambda b, c: c * np.exp(-b / c),
+                "That is right for many classes, and nearly right for few. Places are filled one by one: by what is "
+                "the chance multiplied with each?",
+            ),
+            "rounded": (
+                lambda b, c: float(round(_missing(b, c))),
+                "It is a mean, and need not be a whole number.",
+            ),
+            "a share of the present": (
+                lambda b, c: 1 - (1 - 1 / c) ** b,
+                "That is the probability that one given class is there. How many are missing?",
             ),
             "those present": (
                 lambda b, c: c - _missing(b, c),

@@ -109,12 +109,26 @@ def labels(answer: Any) -> str:
                 lambda digit, scenario, n: digit % (10 // n) if scenario == "task" else digit,
                 "In scenario 'domain' all tasks share one head. How many outputs has it?",
             ),
+            "two digits everywhere": (
+                lambda digit, scenario, n: digit if scenario == "class" else digit % 2,
+                "Right for five tasks. How many digits has a task where there are two?",
+            ),
+            "counted from one": (
+                lambda digit, scenario, n: (digit if scenario == "class" else digit % (10 // n)) + 1,
+                "Labels are counted from 0.",
+            ),
             "number of the task": (
-                lambda digit, scenario, n: digit if scenario == "class" else digit // (10 // n),
+                (
+                    lambda digit, scenario, n: digit if scenario == "class" else digit // (10 // n),
+                    lambda digit, scenario, n: digit // (10 // n),
+                ),
                 "That is the number of the task which the digit belongs to. The label says which of its digits it is.",
             ),
             "counts from the other end": (
-                lambda digit, scenario, n: digit if scenario == "class" else digit % n,
+                (
+                    lambda digit, scenario, n: digit if scenario == "class" else digit % n,
+                    lambda digit, scenario, n: digit % n,
+                ),
                 "You took the remainder by the number of tasks. How many classes has a task?",
             ),
         },

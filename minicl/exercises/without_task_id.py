@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import compare, exercise
+from .. import inference
+from ..replay import wa
+from . import compare, exercise, without
 from ._declared import Mistake, Words, declare
 
 KEPT = {"packnet": "masks", "icarl": "images", "slda": "means", "generative": "generator"}
@@ -59,7 +61,7 @@ def product(answer: Any) -> str:
 def free_energy(answer: Any) -> str:
     """A function of logits z, shape (n, C): the energy score of each sample, shape (n,)."""
     compare(
-        answer,
+        without(inference, answer),
         lambda z: z.logsumexp(1),
         cases=[(3 * torch.randn(n, c),) for n, c in ((1, 2), (4, 3), (6, 10))],
         mistakes={
@@ -83,7 +85,7 @@ def _gamma(old: Tensor, new: Tensor) -> Tensor:
 def aligning(answer: Any) -> str:
     """A function of the rows of old and new classes, shapes (n, d) and (m, d): the factor for the new ones."""
     compare(
-        answer,
+        without(wa, answer),
         _gamma,
         cases=[(torch.randn(n, d), 2 * torch.randn(m, d)) for n, m, d in ((2, 2, 3), (6, 2, 4), (3, 5, 2))],
         mistakes={

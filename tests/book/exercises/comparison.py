@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,14 @@ def front(stored: Any, acc: Any) -> list[int]:
     return sorted(kept)
 
 
-def beaten_in_both(stored: Any, acc: Any) -> list[int]:
-    return [i for i in range(len(acc)) if not ((stored < stored[i]) & (acc > acc[i])).any()]
-
-
 def beaten_by_twins(stored: Any, acc: Any) -> list[int]:
     others = ~np.eye(len(acc), dtype=bool)
     return [i for i in range(len(acc)) if not ((stored <= stored[i]) & (acc >= acc[i]) & others[i]).any()]
+
+
+def no_worse(stored: Any, acc: Any, fewer: Any, better: Any) -> list[int]:
+    """Who is beaten by nobody, where these two comparisons say what beats."""
+    return [i for i in range(len(acc)) if not (fewer(stored, stored[i]) & better(acc, acc[i])).any()]
 
 
 RIGHT = {
@@ -51,6 +53,7 @@ WRONG = {
         "exact and small wrong": {**NEEDS, "exact and small": "pnn"},
         "exact and endless wrong": {**NEEDS, "exact and endless": "hat"},
         "no id wrong": {**NEEDS, "no id": "ewc"},
+        "features alone": {**NEEDS, "exact and endless": "feature-extraction"},
         "a fence is not enough": {**NEEDS, "no id": "agem"},
     },
     "comparison-2": {
@@ -70,6 +73,8 @@ WRONG = {
         "what the last one got": lambda p, T: p * (1 - p) ** (T - 1),
         "one task too many": lambda p, T: (1 - p) ** T * (1 - p),
         "times": lambda p, T: T - p * T,
+        "what the next one gets": lambda p, T: (1 - p) ** T * p,
+        "an exponential": lambda p, T: math.exp(-p * T),
         "one task too few": lambda p, T: (1 - p) ** T / (1 - p),
     },
     "comparison-4": {
@@ -80,11 +85,19 @@ WRONG = {
         "equal numbers": np.array_equal,
         "NaN": lambda then, now: np.array_equal(then, now) and np.array_equal(np.signbit(then), np.signbit(now)),
         "no single answer": lambda then, now: then == now,
+        "printed": lambda then, now: str(then) == str(now),
         "shorter": lambda then, now: all((a == b).all() for a, b in zip(then, now, strict=False)),
     },
     "comparison-5": {
-        "better in both": beaten_in_both,
+        "better in both": lambda stored, acc: no_worse(stored, acc, np.less, np.greater),
         "twins beat each other": beaten_by_twins,
+        "more accurate alone": lambda stored, acc: no_worse(stored, acc, np.less_equal, np.greater),
+        "smaller alone": lambda stored, acc: no_worse(stored, acc, np.less, np.greater_equal),
+        "one of two twins": lambda stored, acc: list(
+            {(stored[i], acc[i]): i for i in reversed(front(stored, acc))}.values()
+        )[::-1],
+        "more is better": lambda stored, acc: front(-stored, acc),
+        "a mask": lambda stored, acc: np.isin(np.arange(len(acc)), front(stored, acc)),
         "the dominated ones": lambda stored, acc: [i for i in range(len(acc)) if i not in front(stored, acc)],
         "the best alone": lambda stored, acc: [int(np.lexsort((stored, -acc))[0])],
         "not rising": lambda stored, acc: front(stored, acc)[::-1],

@@ -54,6 +54,12 @@ def erase(learner: minicl.Learner, n: int) -> None:
         minicl.freeze(layer)
 
 
+def freeze_weights(learner: minicl.Learner, n: int) -> None:
+    for layer in linear_layers(learner)[:n]:
+        layer.weight.requires_grad_(False)
+        layer.weight.grad = None
+
+
 def freeze_one_more(learner: minicl.Learner, n: int) -> None:
     freeze_first(learner, n + 1)
 
@@ -102,6 +108,7 @@ WRONG = {
         "nothing is frozen": lambda learner, n: None,
         "the gradient alone": without_gradients,
         "counts every module": freeze_modules,
+        "biases move": freeze_weights,
         "the last": freeze_last,
         "the wrong layers": freeze_one_more,
         "changes the weights": erase,

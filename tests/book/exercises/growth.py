@@ -77,6 +77,10 @@ WRONG = {
     "growth-5": {
         "each class reads its own": lambda T, E, F, c: T * (E + F * c + c),
         "no biases": lambda T, E, F, c: T * E + T * T * F * c,
+        "no classifier": lambda T, E, F, c: T * E,
+        "those that came before": lambda T, E, F, c: T * E + sum(t * F * c + c for t in range(1, T + 1)),
+        "a bias for each feature": lambda T, E, F, c: T * (E + F) + T * T * F * c,
+        "the auxiliary classifier too": lambda T, E, F, c: T * (E + c * (T * F + 1)) + F * (c + 1) + c + 1,
         "one extractor": lambda T, E, F, c: E + T * c * (F + 1),
         "the classifier of one task": lambda T, E, F, c: T * E + c * (T * F + 1),
     },

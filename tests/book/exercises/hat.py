@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import minicl
+from minicl.isolation import hat
 
 SETTINGS: dict[str, Any] = {
     "epochs": 3,
@@ -77,6 +78,8 @@ WRONG = {
         "too far": lambda b, B, s_max: 1 / (1 / s_max + s_max * (b - 1) / (B - 1)),
         "a bracket is missing": lambda b, B, s_max: 1 / (1 / s_max + s_max - 1 / s_max * (b - 1) / (B - 1)),
         "counted from 0": lambda b, B, s_max: 1 / s(b + 1, B, s_max),
+        "by a factor": lambda b, B, s_max: 1 / (1 / s_max * (s_max * s_max) ** ((b - 1) / (B - 1))),
+        "the package's own": lambda b, B, s_max: hat.temperature((b - 1) / (B - 1), s_max),
         "divided by B": lambda b, B, s_max: 1 / (1 / s_max + (s_max - 1 / s_max) * (b - 1) / B),
         "a straight line of temperatures": lambda b, B, s_max: s_max - (s_max - 1 / s_max) * (b - 1) / (B - 1),
         "turned round": lambda b, B, s_max: 1 / s(B - b + 1, B, s_max),
@@ -101,6 +104,11 @@ WRONG = {
         "all that the last task uses": lambda masks: (int(masks[-1].sum()), *count(masks)[1:]),
         "the wrong order": lambda masks: (count(masks)[0], count(masks)[2], count(masks)[1]),
         "exactly two": lambda masks: (count(masks)[0], int((masks.sum(0) == 2).sum()), count(masks)[2]),
+        "the task before": lambda masks: (int((masks[-1] & ~masks[-2]).sum()), *count(masks)[1:]),
+        "used by any": lambda masks: (count(masks)[0], int(masks.any(0).sum()), count(masks)[2]),
+        "used by all": lambda masks: (count(masks)[0], int(masks.all(0).sum()), count(masks)[2]),
+        "free before the last": lambda masks: (*count(masks)[:2], int((~masks[:-1].any(0)).sum())),
+        "shares": lambda masks: [number / masks.shape[1] for number in count(masks)],
         "free for the last task": lambda masks: (*count(masks)[:2], int((~masks[-1]).sum())),
     },
     "hat-7": {

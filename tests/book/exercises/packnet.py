@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minicl.isolation import packnet
+
 
 def mask(weight: Tensor, keep_ratio: float, among: Tensor) -> Any:
     """By sorting, in NumPy."""
@@ -43,6 +45,11 @@ def of_layer(weight: Tensor, keep_ratio: float, among: Tensor) -> Any:
     result = np.zeros(size.size, dtype=bool)
     result[np.argsort(-size, kind="stable")[: round(keep_ratio * size.size)]] = True
     return result.reshape(weight.shape) & among.numpy()
+
+
+def cutoff(sizes: Tensor, keep_ratio: float) -> float:
+    released = round((1 - keep_ratio) * len(sizes))
+    return float(sizes.kthvalue(released).values) if released else 0.0
 
 
 def free_after(n: int, shares: list[float]) -> int:
@@ -90,6 +97,11 @@ WRONG = {
         "what is kept is rounded": lambda w, r, among: largest(w, round(r * int(among.sum())), among),
         "rounded down": lambda w, r, among: largest(w, int(among.sum()) - int((1 - r) * int(among.sum())), among),
         "the other share": lambda w, r, among: mask(w, 1 - r, among),
+        "one too many": lambda w, r, among: among & (w.abs() >= cutoff(w[among].abs(), r)),
+        "a quantile": lambda w, r, among: among & (w.abs() >= w[among].abs().quantile(1 - r)),
+        "what is released": lambda w, r, among: ~torch.as_tensor(mask(w, r, among)),
+        "the weights": lambda w, r, among: w * torch.as_tensor(mask(w, r, among)),
+        "the package's own": packnet.keep_mask,
     },
     "packnet-3": {
         "its own alone": lambda theta, owner, k: theta * (owner == k),

@@ -80,6 +80,9 @@ WRONG = {
         "a mean": lambda W, h, U, earlier: layer(W, h, [u / len(U) for u in U], earlier),
         "its own input": lambda W, h, U, earlier: layer(W, h, U, [h] * len(U)),
         "one weight for all": lambda W, h, U, earlier: layer(W, h, [W] * len(U), earlier),
+        "f on the laterals": lambda W, h, U, earlier: layer(W, h, U, [past.relu() for past in earlier]),
+        "the other order": lambda W, h, U, earlier: layer(W, h, U, earlier[::-1]),
+        "laterals alone": lambda W, h, U, earlier: layer(0 * W, h, U, earlier),
         "f inside": lambda W, h, U, earlier: layer(W, h, U, earlier).clamp(min=0),
     },
     "pnn-3": {
@@ -106,6 +109,8 @@ WRONG = {
         "no f": lambda U, V, alpha, earlier: alpha * torch.cat(earlier, 1) @ V.T @ U.T,
         "alpha outside f": lambda U, V, alpha, earlier: alpha * adapter(U, V, 1.0, earlier),
         "f outside": lambda U, V, alpha, earlier: (alpha * torch.cat(earlier, 1) @ V.T @ U.T).clamp(min=0),
+        "the size of alpha": lambda U, V, alpha, earlier: adapter(U, V, abs(alpha), earlier),
+        "another f": lambda U, V, alpha, earlier: torch.tanh(alpha * torch.cat(earlier, 1) @ V.T) @ U.T,
         "two f": lambda *given: np.maximum(adapter(*given), 0),
         "newest first": lambda U, V, alpha, earlier: adapter(U, V, alpha, earlier[::-1]),
     },

@@ -72,6 +72,11 @@ WRONG = {
         "not squared": lambda x, p: ((p * (1 - p))[:, None] * x).mean(0),
         "sum over images": lambda x, p: len(x) * fisher(x, p),
         "labels not averaged": lambda x, p: torch.einsum("n,nd->d", p, x**2) / len(x),
+        "labels all zero": lambda x, p: ((p[:, None] * x) ** 2).mean(0),
+        "the likeliest label": lambda x, p: (((1.0 * (p > 0.5) - p)[:, None] * x) ** 2).mean(0),
+        "squared twice": lambda x, p: ((p * (1 - p))[:, None] * x).square().mean(0),
+        "two means": lambda x, p: (p * (1 - p)).mean() * x.square().mean(0),
+        "a root": lambda x, p: fisher(x, p) ** 0.5,
         "labels all one": lambda x, p: (((1 - p)[:, None] * x) ** 2).mean(0),
     },
     "regularization-4": {

@@ -78,6 +78,9 @@ WRONG = {
         "one class": lambda b, c: ((c - 1) / c) ** b,
         "a place each": lambda b, c: max(0, c - b),
         "probability turned round": lambda b, c: c * (1 / c) ** b,
+        "an exponential": lambda b, c: c * math.exp(-b / c),
+        "rounded": lambda b, c: round(c * ((c - 1) / c) ** b),
+        "a share of the present": lambda b, c: 1 - ((c - 1) / c) ** b,
         "those present": lambda b, c: c - c * ((c - 1) / c) ** b,
     },
 }

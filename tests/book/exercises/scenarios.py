@@ -100,6 +100,8 @@ WRONG = {
         "within its task everywhere": lambda d, s, n: d % (10 // n),
         "the digit everywhere": lambda d, s, n: d,
         "own labels in domain": lambda d, s, n: d % (10 // n) if s == "task" else d,
+        "two digits everywhere": lambda d, s, n: d if s == "class" else d % 2,
+        "counted from one": lambda d, s, n: label(d, s, n) + 1,
         "number of the task": lambda d, s, n: d if s == "class" else d // (10 // n),
         "counts from the other end": lambda d, s, n: d if s == "class" else d % n,
     },
