@@ -108,7 +108,10 @@ class Flipbook:
 
     def _small(self, picture: Image.Image) -> bytes:
         file = io.BytesIO()
-        few = picture.convert("RGB").quantize(self.colors, dither=Image.Dither.NONE)
+        # the whole range is covered, then fitted: by frequency alone, thin lines would lose their colour to white
+        few = picture.convert("RGB").quantize(
+            self.colors, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE
+        )
         few.save(file, format="png", optimize=True)
         return file.getvalue()
 

@@ -56,7 +56,8 @@ def _stack(figure: Figure, panels: list[Axes]) -> None:
     assert grid is not None
     width, height = figure.get_figwidth() / grid.ncols, figure.get_figheight() / grid.nrows
     panels.sort(key=lambda ax: (ax.get_subplotspec().num1, ax.get_subplotspec().num2))  # type: ignore[union-attr]
-    if width <= SMALL:
+    pictures = grid.nrows > 1 and not any(ax.axison for ax in panels)  # rows that belong together
+    if width <= SMALL or pictures:
         figure.set_size_inches(WIDTH, figure.get_figheight() * WIDTH / figure.get_figwidth())
         return
     columns = min(grid.ncols, max(1, int(WIDTH / width)))

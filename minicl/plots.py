@@ -3,7 +3,7 @@
 Figures bring their own white ground and dark ink. No single ink reaches a contrast of 4.5 to 1 on a white page and on
 a near-black one (the best grey reaches 4.3), so a transparent figure is always hard to read on one of the two. On a
 dark page the book turns the lightness of a figure around and keeps its hues (book/_static/custom.css). Nothing is told
-by colour alone: methods and tasks also differ in marker and line style, bars in hatch.
+by colour alone: methods and tasks also differ in marker and line style.
 """
 
 from __future__ import annotations
@@ -111,19 +111,6 @@ FAMILY: dict[str, str] = {
 }
 """The family of each method, by the name of its class: one of `FAMILIES`."""
 
-HATCHES: dict[str, str] = {
-    name: hatch
-    for name, hatch in zip(
-        PALETTE,
-        (
-            *("", "xxx", "...", "---", "///", "\\\\\\", "|||", "+++", "ooo", "***", "//..", "\\\\..", "||..", "--.."),
-            *("///--", "\\\\--", "//oo", "\\\\oo", "||oo", "--oo", "xx..", "++..", "xx--", "oo..", "**", "xx||"),
-        ),
-        strict=True,
-    )
-}
-"""The hatch of each method's bars: `ax.bar(x, y, color=PALETTE[name]["color"], hatch=HATCHES[name])`."""
-
 
 def style() -> None:
     """Give every figure that follows the look of the book. A notebook calls this once.
@@ -167,8 +154,6 @@ def style() -> None:
             "legend.labelcolor": INK,
             "lines.linewidth": 1.8,
             "lines.markersize": 6,
-            "hatch.linewidth": 0.8,
-            "hatch.color": GROUND,
             "axes.prop_cycle": mpl.cycler(  # type: ignore[attr-defined]
                 color=[t["color"] for t in tasks], linestyle=[t["linestyle"] for t in tasks]
             ),

@@ -81,3 +81,14 @@ def test_a_png_carries_another_and_shows_the_same() -> None:
     assert Image.open(io.BytesIO(both)).tobytes() == Image.open(io.BytesIO(wide)).tobytes()
     with pytest.raises(ValueError, match="no PNG"):
         narrow.with_narrow(b"no picture", other)
+
+
+def test_rows_of_pictures_stay_rows() -> None:
+    """The first task above, the second below: as the caption says."""
+    figure, axes = plt.subplots(2, 4, figsize=(6, 3))
+    for ax in axes.flat:
+        ax.imshow([[0, 1], [1, 0]])
+        ax.axis("off")
+    copy = narrow.draw_narrow(figure)
+    assert copy is not None
+    assert {ax.get_subplotspec().get_geometry()[:2] for ax in copy.axes} == {(2, 4)}  # type: ignore[union-attr]

@@ -126,8 +126,6 @@ def test_lines_and_ink_stand_out_from_the_ground():
 def test_no_two_methods_look_alike_even_without_color():
     looks = [(look["marker"], str(look["linestyle"])) for look in plots.PALETTE.values()]
     assert len(set(looks)) == len(looks)
-    assert len(set(plots.HATCHES.values())) == len(plots.HATCHES)
-    assert plots.HATCHES.keys() == plots.PALETTE.keys()
 
 
 def test_every_method_has_its_look():

@@ -65,7 +65,8 @@ PAGE = """<!doctype html>
 .reveal figure > img { max-height: 480px; max-width: 100%; margin: 0; }
 .reveal figcaption { font-size: 0.6em; }
 .reveal figure details { display: none; }
-.reveal ul { display: block; }
+.reveal ul { display: table; margin: 0.6em auto; max-width: 90%; }
+.reveal section:has(> figure):has(> :not(h2, figure, aside)) > figure > img { max-height: 320px; }
 </style>
 <script>MathJax = {options: {enableMenu: false}, startup: {typeset: false}};</script>
 <script src="mathjax/tex-chtml.js"></script>
