@@ -104,6 +104,13 @@ def test_imports_and_bookkeeping_are_folded_and_nothing_is_hatched(notebook: Pat
             assert not found, f"into a cell of its own, tagged remove-cell:\n{code}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_fence_has_a_backtick_behind_its_name(page: Path) -> None:
+    """Markdown takes such a line for text, and the fence that should close it for one that opens."""
+    found = re.findall(r"^[ >]*`{3,}[^`\n]+`.*$", markdown(page), re.MULTILINE)
+    assert not found, f"a role in a caption; put it below the block: {found}"
+
+
 # Numbers in running text come from the run. What is left of a page when code, mathematics, roles and links are taken
 # out must hold no percentage and no decimal number. Settings are code: `lr=0.1`. Numbers of a publication stand in a
 # block (a paragraph or a table) below `<!-- published: key -->`, where key is an entry of references.bib that the same
