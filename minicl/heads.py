@@ -147,7 +147,8 @@ class Heads(TaskModules):
     def mixed(
         self, features: Float[Tensor, "batch features"], alpha: Float[Tensor, "rows tasks"], task_ids: Sequence[int]
     ) -> Float[Tensor, "batch outputs"]:
-        """sum_t alpha_t head_t(features), of the outputs for upright images: one row of alpha for all, or one a sample.
+        """sum_t alpha_t head_t(features), of the outputs for upright images: one row of alpha for all, or one per
+        sample.
 
         Raises:
             ValueError: heads of different sizes, which have no mixture.

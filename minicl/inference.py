@@ -89,7 +89,8 @@ def entropy_gradient(
 
     Args:
         mixed: logits, shape (batch, classes), of the network in which each task has the weight alpha.
-        alpha: 1 / T everywhere. One row for the whole batch, which is then taken to be of one task, or one a sample.
+        alpha: 1 / T everywhere. One row for the whole batch, which is then taken to be of one task, or one per
+            sample.
     """
     with torch.enable_grad():
         alpha = alpha.detach().requires_grad_()

@@ -70,6 +70,9 @@ def test_one_cycle_is_gone_through_once_in_every_training() -> None:
         (partial(PackNet, retrain_epochs=5), 4, {"schedule_every": "step"}, 10),
         (partial(PackNet, retrain_epochs=5), 4, {}, 5),
         (minicl.Joint, 11, {"schedule_every": "step"}, 12),  # three tasks in the last training
+        (partial(minicl.CPG, stage_epochs=3), 5, {"schedule_every": "step"}, 6),
+        (partial(minicl.DER, budget=15, balance_epochs=3), 7, {"schedule_every": "step", "scenario": "class"}, 8),
+        (partial(minicl.DER, budget=15, balance_epochs=5), 4, {"scenario": "domain"}, 5),
         (partial(minicl.VCL, coreset=15), 7, {"schedule_every": "step"}, 10),  # three coresets: five steps per epoch
     ],
 )
@@ -77,8 +80,8 @@ def test_a_schedule_that_ends_too_early_is_refused_before_training(
     make: Any, total: int, settings: dict[str, Any], needed: int
 ) -> None:
     learner = make(network())
-    before, tasks = state(learner), small_tasks(n=3)
     settings = {"epochs": 2, "batch_size": 10, "optimizer": MOMENTUM, **settings}
+    before, tasks = state(learner), small_tasks(settings.pop("scenario", "task"), n=3)
     every = settings.get("schedule_every", "epoch")
     said = rf"OneCycleLR has total_steps={total}, and one training takes {needed} of them \(schedule_every='{every}'\)"
     with pytest.raises(ValueError, match=said):

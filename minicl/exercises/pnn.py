@@ -351,7 +351,7 @@ def adapter(answer: Any) -> str:
 
 @exercise("pnn-7")
 def sensitivity(answer: Any) -> str:
-    """The average Fisher sensitivity: a function of fisher, shape (columns, units), returning a number a column."""
+    """The average Fisher sensitivity: a function of fisher, shape (columns, units), returning a number per column."""
     cases = [(torch.rand(columns, units) ** 3 + 0.01,) for columns, units in ((2, 3), (3, 5), (4, 2), (5, 8))]
     compare(
         answer,

@@ -225,6 +225,10 @@ class CPG(GoalNetwork):
         if self.accuracy(task) < before:
             snapshot.put_back(self)
 
+    def trainings(self, samples: Sequence[int], epochs: int) -> list[tuple[int, int]]:
+        again = epochs if self.retrain_epochs is None else self.retrain_epochs
+        return [(n, samples[-1]) for n in (epochs, self.stage_epochs, again)]
+
     @torch.no_grad()
     def freeze(self, task: Task) -> None:
         """What was kept is this task's; of the scores a bit per weight stays."""

@@ -118,6 +118,7 @@ class DER(Extractors):
         super().__init__(backbone, budget, share, sparsity, **numbers, balance_epochs=balance_epochs)
         self.aux, self.s_max, self.temperature = numbers.values()
         self.balance_epochs = balance_epochs
+        self._to_come = "task"  # the scenario that was asked about last
 
     # ---- the algorithm -----------------------------------------------------------------------------------------------
 
@@ -160,6 +161,17 @@ class DER(Extractors):
             head.reset_parameters()
         with self.standing(task.id):
             fit(epochs=self.balance_epochs, tasks=[self.remembered(task)])
+
+    def accepts(self, scenario: str) -> None:
+        super().accepts(scenario)
+        self._to_come = scenario
+
+    def trainings(self, samples: Sequence[int], epochs: int) -> list[tuple[int, int]]:
+        seen = [len(self.memory) + sum(samples[:n]) for n in (len(samples) - 1, len(samples))]
+        before, after = (min(self.memory.budget, n) for n in seen)
+        if not before or not self.remembers(self._to_come):
+            return super().trainings(samples, epochs)
+        return [(epochs, samples[-1] + before), (self.balance_epochs, after)]
 
     def prune(self, record: TaskRecord) -> None:
         """Cut out of the new extractor the channels that its masks leave out, and of the classifier what reads them."""
