@@ -67,6 +67,24 @@ def one_of(name: str, value: Any, allowed: Iterable[Any]) -> Any:
     return value
 
 
+def function(name: str, value: Any, of: str) -> Any:
+    """The value, where it can be called.
+
+    Args:
+        name: what the error calls it.
+        of: what it is a function of, for the error.
+
+    Raises:
+        TypeError: it cannot be called; or it is a class, of which an object was meant.
+    """
+    if isinstance(value, type):
+        name_of = value.__name__
+        raise TypeError(f"{name} is the class {name_of}; allowed: a function of {of}, such as {name_of}(...)")
+    if not callable(value):
+        raise TypeError(f"{name} is a {type(value).__name__}; allowed: a function of {of}")
+    return value
+
+
 def flag(name: str, value: Any) -> bool:
     """True or False; ValueError where the value is neither."""
     if plain(value) is not True and plain(value) is not False:

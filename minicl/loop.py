@@ -77,8 +77,8 @@ class Training:
             ("augment", self.augment, "a batch of inputs"),
             ("criterion", self.criterion, "logits and labels"),
         ):
-            if function is not None and not callable(function):
-                raise TypeError(f"{what} is a {type(function).__name__}; allowed: a function of {of}")
+            if function is not None:
+                checks.function(what, function, of)
 
     @property
     def described(self) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import checks
+
 NO_LABEL = -(2**62)
 """PyTorch leaves samples with the label -100 out of the loss, silently. Here nothing is left out."""
 
@@ -18,7 +20,7 @@ def mean_loss(logits: Tensor, y: Tensor, criterion: Callable[[Tensor, Tensor], T
     Raises:
         ValueError: labels of another shape or type, a label that has no output, soft labels that are negative or NaN,
             or a criterion that gives no scalar.
-        TypeError: a criterion that cannot be called.
+        TypeError: a criterion that cannot be called, or a class.
     """
     if y.is_floating_point():
         _check_soft(logits, y)
@@ -47,10 +49,9 @@ def judged(outputs: Tensor, y: Tensor, criterion: Callable[[Tensor, Tensor], Ten
 
     Raises:
         ValueError: a criterion that gives no scalar.
-        TypeError: a criterion that cannot be called.
+        TypeError: a criterion that cannot be called, or a class.
     """
-    if not callable(criterion):
-        raise TypeError(f"criterion is a {type(criterion).__name__}; allowed: a function (logits, labels) -> loss")
+    checks.function("criterion", criterion, "logits and labels")
     try:
         loss = criterion(outputs, y)
     except Exception as error:

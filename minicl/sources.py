@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from . import inputs
+from . import checks, inputs
 from .arrays import (
     Name,
     as_input,
@@ -64,10 +64,8 @@ class Items(Source):
                 f"{name('data')} is {kind(dataset)}; "
                 "allowed: a torch dataset with a length, whose items are (input, label)"
             )
-        given: Any = collate
-        if given is not None and not callable(given):
-            kind_of = type(given).__name__
-            raise TypeError(f"collate is a {kind_of}; allowed: a function from a list of items to (x, y)")
+        if collate is not None:
+            checks.function("collate", collate, "a list of items, which returns (inputs, labels)")
         self.dataset, self.collate, self.name, self.targets = dataset, collate, name, targets
 
     def __len__(self) -> int:

@@ -103,10 +103,8 @@ class Task:
                 f"task {id} has n_outputs=None, and scenario 'class' counts classes; allowed: 'task' or 'domain'"
             )
         for what, judge in (("criterion", criterion), ("metric", metric)):
-            if judge is not None and not callable(judge):
-                raise TypeError(
-                    f"{what} of task {id} is a {type(judge).__name__}; allowed: a function (outputs, targets) -> number"
-                )
+            if judge is not None:
+                checks.function(f"{what} of task {id}", judge, "outputs and targets, which returns a number")
         self.criterion, self.metric = criterion, metric
         self.scenario = scenario
         self.name = f"task {id}" if name is None else name

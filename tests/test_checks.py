@@ -65,3 +65,16 @@ def test_hyperparameters_from_numpy_are_kept_as_plain_numbers() -> None:
     assert type(minicl.ER(minicl.mlp(4, 4), budget=np.int64(7)).hyperparameters["budget"]) is int
     assert type(minicl.HAT(minicl.mlp(4, 4), c=torch.tensor(0.5)).hyperparameters["c"]) is float
     assert type(minicl.PackNet(minicl.mlp(4, 4), min_free=np.int32(2)).hyperparameters["min_free"]) is int
+
+
+def test_a_class_in_the_place_of_a_function_is_named() -> None:
+    """Two brackets were forgotten."""
+    learner, task = minicl.FineTune(minicl.mlp(4, 3)), minicl.Task(0, 2, (torch.rand(6, 4), torch.arange(6) % 2))
+    said = r"criterion is the class CrossEntropyLoss; allowed: a function of logits and labels, such as CrossEnt\w+\("
+    with pytest.raises(TypeError, match=said):
+        minicl.run(learner, [task], criterion=torch.nn.CrossEntropyLoss)
+    learner.criterion = torch.nn.CrossEntropyLoss
+    with pytest.raises(TypeError, match=said):
+        learner.learn(task, lambda: learner.loss(task.train.x, task.train.y, 0))
+    with pytest.raises(TypeError, match="metric of task 0 is a int; allowed: a function of outputs and targets"):
+        minicl.Task(0, None, metric=3)  # type: ignore[arg-type]

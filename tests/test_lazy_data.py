@@ -528,7 +528,7 @@ def test_a_collate_that_goes_wrong_is_named(collate: Any, message: str) -> None:
 
 
 def test_a_collate_that_is_no_function_is_named() -> None:
-    with pytest.raises(TypeError, match="collate is a int; allowed: a function from a list of items"):
+    with pytest.raises(TypeError, match="collate is a int; allowed: a function of a list of items"):
         Task(0, 2, Own(HELD[0].train), collate=3)  # type: ignore[arg-type]
 
 

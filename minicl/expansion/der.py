@@ -176,7 +176,7 @@ class DER(Extractors):
     def prune(self, record: TaskRecord) -> None:
         """Cut out of the new extractor the channels that its masks leave out, and of the classifier what reads them."""
         if str(record.id) in self.scores:
-            self.keep_channels(record, [mask.nonzero().flatten() for mask in self._hard_masks(record)])
+            self.keep_channels(record, [mask.nonzero().flatten() for mask in self.hard_masks(record)])
 
     # ---- forward and loss --------------------------------------------------------------------------------------------
 

@@ -158,7 +158,8 @@ class Extractors(Replay):
     def _masks_of(self, record: TaskRecord) -> ChannelMasks:
         return ChannelMasks(self.extractor(record.id), self.scores[str(record.id)])
 
-    def _hard_masks(self, record: TaskRecord) -> list[Tensor]:
+    def hard_masks(self, record: TaskRecord) -> list[Tensor]:
+        """Of each layer which channels the masks of a task leave in, boolean."""
         return self._masks_of(record).hard()
 
     @contextmanager

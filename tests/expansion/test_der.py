@@ -309,7 +309,7 @@ def test_pruning_cuts_what_the_masks_leave_out(make: Any, scenario: str) -> None
             with torch.no_grad():
                 learner.scores["1"][::3] = -2.0
                 learner.scores["1"][1::3] = 2.0
-            masks.extend(learner._hard_masks(learner.tasks[1]))
+            masks.extend(learner.hard_masks(learner.tasks[1]))
             found.append(answer(learner, X, 1 if scenario == "task" else None))
 
     task = tasks[1]
