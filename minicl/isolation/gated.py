@@ -118,6 +118,10 @@ class GatedNetwork(Learner):
                 "each task of this HAT has norms of its own, which have no mixture; allowed: a rule that asks each "
                 "task, such as 'softmax'"
             )
+        if any(gate.heads for gate in self.graph.gates):
+            raise ValueError(
+                "the heads of attention have no mixture; allowed: a rule that asks each task, such as 'softmax'"
+            )
         masks = torch.stack([self.mask(t) for t in self.learned])  # (tasks, units)
         gates, kept = self.gate_values(alpha @ masks.to(alpha.dtype)), dict(self.finished.tensors.items())
         kept |= {name: kept[first] for name, first in self.graph.aliases.items()}
@@ -261,8 +265,8 @@ class GatedNetwork(Learner):
 
     def capacity(self) -> dict[str, Any]:
         """As for every method, and "layers", by name: "units" in all, "claimed" by each task, "shared" by two or more
-        tasks, and "free"; "frozen", by module: how many numbers in it the first task alone trains. Soft masks count
-        from 0.5 up.
+        tasks, and "free"; heads of attention are "path.heads". "frozen", by module: how many numbers in it the first
+        task alone trains. Soft masks count from 0.5 up.
         """
         masks = {t: [a > 0.5 for a in self.masks(t)] for t in self.learned}
         frozen: Counter[str] = Counter()

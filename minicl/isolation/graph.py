@@ -92,11 +92,16 @@ class Weights:
 
 @dataclass
 class Gate:
-    """A module whose output is gated by a mask, along the axis before the last `behind` ones."""
+    """A module whose output is gated by a mask, along the axis before the last `behind` ones.
+
+    With `heads`, PyTorch's attention: its out_proj is gated on both sides, and the mask is that of what it makes, and
+    then that of what it reads.
+    """
 
     path: str
     mask: int
     behind: int
+    heads: bool = False
 
 
 @dataclass
@@ -245,6 +250,8 @@ class Recorder(TorchFunctionMode):
             if self._inside:
                 return None
             self.calls[path] += 1
+            if isinstance(known, nn.MultiheadAttention):
+                self._note(type(module).__name__, known, path, args, kwargs, result)
             if not isinstance(result, Tensor):
                 return None
             given = list(_tensors((args, kwargs)))
@@ -314,8 +321,10 @@ def _tensors(thing: Any) -> Iterator[Tensor]:
 
 def understood(module: nn.Module) -> bool:
     """Whether it is a layer, or has numbers for each unit, in PyTorch's own way, with plain parameters."""
-    kinds = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, *OVER_UNITS, *NORMS_AND_PRELU)
+    kinds = (nn.Linear, nn.MultiheadAttention, *CONVOLUTIONS, *TRANSPOSED, *OVER_UNITS, *NORMS_AND_PRELU)
     plain = isinstance(module, kinds) and type(module).forward.__module__.startswith("torch.nn.modules")
+    if isinstance(module, nn.MultiheadAttention):  # reads the weight of its out_proj, and calls nothing
+        plain = plain and "forward" not in vars(module) and understood(module.out_proj)
     if isinstance(module, TRANSPOSED) and module.groups > 1:
         return False
     if hasattr(module, "weight") and "weight" not in module._parameters:  # computed by a hook: prune, spectral_norm
@@ -332,7 +341,7 @@ def _transposed_linear(module: nn.Module) -> bool:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether it makes units: a linear layer or a convolution."""
+    """Whether it makes units: a linear layer, a convolution, or PyTorch's attention."""
     return understood(module) and not isinstance(module, (*OVER_UNITS, *NORMS_AND_PRELU))
 
 
@@ -435,6 +444,8 @@ class _Walk:
     def through(self, node: Node) -> list[Units | None]:
         """What is known of the outputs of a node."""
         given = [self.units.get(number) for number in node.inputs]
+        if isinstance(node.module, nn.MultiheadAttention):
+            return self.attention(node, node.module)
         if node.module is not None and is_layer(node.module) and not self.per_unit(node, given[0]):
             return [self.layer(node, given[0])]
         if node.name in SUMS and len(node.inputs) == 2:
@@ -500,6 +511,47 @@ class _Walk:
         self.has(node, made, out_axis, into, groups)
         self.gate(node.outputs[0], made)
         return made
+
+    def attention(self, node: Node, module: nn.MultiheadAttention) -> list[Units | None]:
+        """The heads are units, and so is what out_proj makes of them.
+
+        Where the weights of attention are read, closed heads would be seen in their mean: then nothing is understood.
+        """
+        nothing: list[Units | None] = [None] * len(node.outputs)
+        named = dict(zip(("query", "key", "value"), node.args, strict=False)) | node.kwargs
+        numbers = {id(t): n for t, n in zip(_tensors((node.args, node.kwargs)), node.inputs, strict=True)}
+        read = [numbers[id(named[name])] for name in ("query", "key", "value")]
+        self.tie(*(self.units.get(number) for number in node.inputs))
+        alone = all(self.uses[id(parameter)] == 1 for parameter in module.parameters())
+        calls = self.recorder.calls[node.path], self.recorder.calls[self.name(node, "out_proj")]
+        weights_read = any(number in self.readers or number == self.output for number in node.outputs[1:])
+        if not alone or calls != (1, 0) or weights_read or len(self.recorder.shapes[node.outputs[0]]) != 3:
+            return nothing
+        given = [self.units.get(number) for number in read]
+        into = [None if u is None or u.axis != 2 or not u.zero else u.mask for u in given]
+        heads = self.multiple("repeat", self.units_at(node, "heads", module.num_heads), module.head_dim)
+        for name, mask in zip(("q_proj_weight", "k_proj_weight", "v_proj_weight"), into, strict=True):
+            self.leads(node, name, heads, mask)
+        together = self.mask("tile", heads, 3)
+        self.leads(node, "in_proj_weight", together, into[0] if len(set(into)) == 1 else None)
+        self.leads(node, "in_proj_bias", together)
+        answers = node.outputs[0] in self.answers
+        out = self.mask("ones", module.embed_dim) if answers else self.units_at(node, "out_proj", module.embed_dim)
+        self.leads(node, "out_proj.weight", out, heads)
+        if not answers:
+            self.leads(node, "out_proj.bias", out)
+        self.graph.gates.append(Gate(node.path, self.mask("cat", [out, heads]), 0, heads=True))
+        return nothing if answers else [Units(out, 2, True), *nothing[1:]]
+
+    def units_at(self, node: Node, name: str, n: int) -> int:
+        """The mask of new units, which stay in their order."""
+        self.graph.layers.append(Layer(self.name(node, name), n, tied=True))
+        return self.mask("layer", len(self.graph.layers) - 1)
+
+    def leads(self, node: Node, name: str, out: int, into: int | None = None) -> None:
+        """A parameter, if the module has it, leads to units of one mask from those of another."""
+        if self.names.get(self.name(node, name)) is not None:
+            self.graph.weights.append(Weights(self.name(node, name), out, into))
 
     def has(self, node: Node, units: Units, out_axis: int = 0, into: int | None = None, groups: int = 1) -> None:
         """The module's weight and bias lead to these units."""

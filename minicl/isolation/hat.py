@@ -168,9 +168,16 @@ class HAT(GatedNetwork):
 
     Behind every layer with units stands a gate. Its mask goes with the units through activations, pooling and the like;
     where branches meet in a sum it is the union of theirs, in a concatenation they stand side by side. Where something
-    is not understood (attention, recurrence, a function of one's own), all units count as read. Norms, and whatever has
-    at most one axis and leads to no units, are kept once per task; larger parameters of that kind (embeddings,
-    attention, recurrent layers) are trained with the first task and frozen after it: see `capacity()["frozen"]`.
+    is not understood (recurrence, a function of one's own), all units count as read. Norms, and whatever has at most
+    one axis and leads to no units, are kept once per task; larger parameters of that kind (embeddings, recurrent
+    layers) are trained with the first task and frozen after it: see `capacity()["frozen"]`.
+
+    In `nn.MultiheadAttention` each head is a unit, and so is each entry of what out_proj makes: `capacity()["layers"]`
+    has them as "path.heads" and "path.out_proj". A gate on a head stands before out_proj, so closed heads may attend to
+    what they like: rows of the input projections and columns of out_proj belong to their head. Where attention is
+    called twice, shares a weight, has a computed one, or has its attention weights read, it is not understood, and
+    frozen after the first task. Attention that is written with linear layers has their units, one for each entry of
+    query, key and value; what reads the result of `scaled_dot_product_attention` counts as reading all of them.
 
     Differences from the authors' code: masks become binary when a task ends, `1[e > 0]`; what they
     claim is put back after every step, so that momentum, Adam and weight decay cannot move it; BatchNorm and PReLU are

@@ -56,8 +56,11 @@ class Gates:
     def attach(self, network: nn.Module, graph: Graph) -> None:
         """Put the gates behind their modules."""
         for number, gate in enumerate(graph.gates):
-            hook = _Gate(self, number, gate.behind)
-            self._handles.append(network.get_submodule(gate.path).register_forward_hook(hook))
+            module = network.get_submodule(gate.path)
+            if gate.heads:
+                self._handles += [_Heads(self, number, module), module.register_forward_pre_hook(_no_shortcut)]
+            else:
+                self._handles.append(module.register_forward_hook(_Gate(self, number, gate.behind)))
 
     def detach(self) -> None:
         """Take them away again."""
@@ -87,6 +90,44 @@ class _Gate:
     def __call__(self, module: nn.Module, args: Any, h: Tensor) -> Tensor:
         value = self.gates.value(self.number)
         return h if value is None else gated(h, value, self.behind)
+
+
+class _Heads:
+    """Gates on both sides of the out_proj of PyTorch's attention, in the place of its `forward`.
+
+    Attention reads the weight of out_proj and calls no layer, so the gates stand in that weight: with a_i before what
+    it makes and a_j before the heads, `a_i (sum_j W_ij (a_j h_j) + b_i) = sum_j (a_i W_ij a_j) h_j + a_i b_i`.
+    """
+
+    def __init__(self, gates: Gates, number: int, module: Any) -> None:
+        self.gates, self.number, self.module = gates, number, module
+        module.forward = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        values, out = self.gates.values, self.module.out_proj
+        given = dict(out._parameters)
+        try:
+            if values is not None:
+                out._parameters.update(gated_heads(given, values[self.number]))
+            return type(self.module).forward(self.module, *args, **kwargs)
+        finally:
+            out._parameters.update(given)
+
+    def remove(self) -> None:
+        """Attention is as it was."""
+        del self.module.forward
+
+
+def gated_heads(tensors: Mapping[str, Any], mask: Tensor) -> dict[str, Tensor]:
+    """Weight and bias of out_proj between gates; of the mask, what it makes comes first, then what it reads."""
+    weight, bias = tensors["weight"], tensors["bias"]
+    after, before = mask.split(list(weight.shape))
+    found = {"weight": gated(gated(weight, before, 0), after, 1)}
+    return found if bias is None else {**found, "bias": gated(bias, after, 0)}
+
+
+def _no_shortcut(*_: Any) -> None:
+    """A hook: where there is one, the layer around attention calls it, and does not compute all by itself."""
 
 
 def gated(h: Tensor, mask: Tensor, behind: int) -> Tensor:
@@ -261,8 +302,11 @@ def alone(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """A copy of the network that has these tensors, and no gates."""
     network = standalone(copied(network))
     for module in network.modules():
-        for number in [number for number, hook in module._forward_hooks.items() if isinstance(hook, _Gate)]:
-            del module._forward_hooks[number]
+        if isinstance(vars(module).get("forward"), _Heads):
+            del module.forward
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for number in [n for n, hook in hooks.items() if isinstance(hook, _Gate) or hook is _no_shortcut]:
+                del hooks[number]
     places = every_name(network)
     for name, value in tensors.items():
         places[name].copy_(value)
@@ -274,7 +318,10 @@ def without_units(network: nn.Module, head: nn.Module, graph: Graph, masks: Sequ
     cuts = {number for number, layer in enumerate(graph.layers) if layer.cuts and masks[0].dtype == torch.bool}
     values, kept = graph.evaluate(masks), {number: masks[number].nonzero().flatten() for number in cuts}
     for gate in graph.gates:
-        if not graph.layers_of(gate.mask) <= cuts:
+        if gate.heads:
+            out = network.get_submodule(f"{gate.path}.out_proj" if gate.path else "out_proj")
+            out.load_state_dict(gated_heads(out._parameters, values(gate.mask)))
+        elif not graph.layers_of(gate.mask) <= cuts:
             put_gate(network, gate.path, values(gate.mask), gate.behind)
     cut(network, [(graph.layers[number].places, kept[number]) for number in cuts])
     for number in cuts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 import minicl
 from minicl import HAT
+from minicl.isolation import hat
 from minicl.isolation.graph import Graph
 
 pytestmark = [
@@ -120,6 +122,37 @@ class Rows(nn.Module):
         return (x + self.down(F.gelu(self.up(self.again(x)))))[:, 0]
 
 
+class Encoder(nn.Module):
+    """PyTorch's transformer over the rows of an image; its second layer looks at what the first one made."""
+
+    def __init__(self, norm_first: bool = False) -> None:
+        super().__init__()
+        settings: dict[str, Any] = {"dim_feedforward": 10, "batch_first": True, "norm_first": norm_first}
+        self.embed, self.first = nn.Linear(6, 8), nn.TransformerEncoderLayer(8, 4, **settings)
+        self.second = nn.TransformerDecoderLayer(8, 2, **settings)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(1, 2))
+        return self.second(x, self.first(x)).mean(1)
+
+
+class Queries(nn.Module):
+    """Attention with a weight for each of query, key and value, of several sizes, with the batch second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key, self.value = nn.Linear(6, 5), nn.Linear(6, 7)
+        self.query = nn.Parameter(torch.randn(3, 1, 8))
+        self.attention = nn.MultiheadAttention(8, 4, kdim=5, vdim=7, add_bias_kv=True, add_zero_attn=True)
+        self.last = nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1, 2).transpose(0, 1)
+        key, value = self.key(x).tanh(), self.value(x).relu()
+        made = self.attention(key=key, value=value, query=self.query.expand(-1, x.shape[1], -1))
+        return self.last(made[0].mean(0)).relu()
+
+
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -188,6 +221,9 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "squeezed": (Squeezed, (1, 6, 6)),
     "dense": (Dense, (2, 1, 6)),
     "attention": (Rows, (1, 6, 6)),
+    "encoder": (Encoder, (1, 6, 6)),
+    "norms first": (partial(Encoder, True), (1, 6, 6)),
+    "queries": (Queries, (1, 6, 6)),
     "recurrent": (Recurrent, (1, 6, 6)),
     "twice": (Twice, (1, 6, 6)),
     **{
@@ -293,14 +329,20 @@ def test_what_is_not_understood_is_read_and_frozen(kind: str) -> None:
     Loop(learner).learn(tasks[0])
     frozen = learner.capacity()["frozen"]
     if kind == "attention":
-        assert frozen == {"": 56, "attention": 3 * 8 * 8, "attention.out_proj": 64}
-        assert read(learner.graph) == {"embed.weight": "all", "up.weight": "all", "down.weight": "up"}
-        assert {"norm.weight", "again.bias", "token", "attention.in_proj_bias"} <= set(learner.graph.own)
+        assert frozen == {"": 56}
+        assert read(learner.graph) == {
+            "embed.weight": "all",
+            "attention.in_proj_weight": "all",
+            "attention.out_proj.weight": "repeat(attention.heads, 4)",
+            "up.weight": "all",
+            "down.weight": "up",
+        }
+        assert {"norm.weight", "again.bias", "token"} <= set(learner.graph.own)
     else:
         assert frozen == {"recurrent": 4 * 6 * (5 + 6)}
         assert read(learner.graph)["last.weight"] == "all"
         assert learner.graph.layers[0].tied
-    names = [name for name in learner.graph.frozen if "weight" in name]
+    names = [name for name in learner.graph.frozen if "weight" in name or name == "place"]
     before = {name: learner.backbone.get_parameter(name).detach().clone() for name in names}
     Loop(learner).learn(tasks[1])
     assert names
@@ -344,6 +386,202 @@ def test_eq_2_protects_what_reads_the_union() -> None:
     learner.learn(tasks[1], fit)
 
 
+# ---- heads of attention ----------------------------------------------------------------------------------------------
+
+
+class Attending(nn.Module):
+    """Attention and nothing more, in which something may stand in the way of its heads."""
+
+    def __init__(self, how: str = "") -> None:
+        super().__init__()
+        self.embed, self.attention, self.how = nn.Linear(6, 8), nn.MultiheadAttention(8, 4, batch_first=True), how
+        if how == "a weight that is computed":
+            nn.utils.parametrizations.weight_norm(self.attention.out_proj)
+        elif how == "a tied weight":
+            self.attention.out_proj.weight = self.embed.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "a tied weight":
+            x = F.pad(x, (0, 2))
+        h = self.embed(x.flatten(1, 2)).relu()
+        found, weights = self.attention(h, h, h, need_weights=self.how == "weights that are read")
+        if self.how == "a second call":
+            found = self.attention(found, h, h)[0]
+        if weights is not None:
+            found = weights @ found
+        made: Tensor = found.mean(1)
+        return made
+
+
+def by_hand(network: Any, x: Tensor, embed: Tensor, heads: Tensor, out: Tensor) -> Tensor:
+    """What `Attending` computes between gates, head by head."""
+    h = F.linear(x.flatten(1, 2), network.embed.weight, network.embed.bias).relu() * embed
+    attention = network.attention
+    q, k, v = F.linear(h, attention.in_proj_weight, attention.in_proj_bias).split(8, -1)
+    made = []
+    for number, gate in enumerate(heads):
+        part = slice(2 * number, 2 * number + 2)
+        weights = torch.softmax(q[..., part] @ k[..., part].transpose(1, 2) / 2**0.5, -1)
+        made.append(gate * (weights @ v[..., part]))
+    return (attention.out_proj(torch.cat(made, -1)) * out).mean(1)
+
+
+def test_a_head_is_a_unit() -> None:
+    """Between its gates attention computes what the slow formula does, and the scores get the same gradient; the sum
+    of the paper's Eq. 5 counts a head once."""
+    torch.manual_seed(seeds.current())
+    learner = HAT(Attending(), c=0.6)
+    tasks = small_tasks(n=2)
+    Loop(learner).learn(tasks[0])
+    assert {path: layer["units"] for path, layer in learner.capacity()["layers"].items()} == {
+        "embed": 8,
+        "attention.heads": 4,
+        "attention.out_proj": 8,
+    }
+    assert torch.allclose(
+        answer(learner, tasks[0].test.x, 0),
+        learner.heads["0"](by_hand(learner.backbone, tasks[0].test.x, *learner.masks(0))),
+        atol=1e-5,
+    )
+    x, y = tasks[1].train.x, tasks[1].train.y
+    learner.prepare(tasks[1])
+
+    def fit() -> None:
+        learner.train()
+        learner.before_step(0.55)
+        loss, scores = learner.loss(x, y, 1), learner.scores["1"]
+        (grad,) = torch.autograd.grad(loss, scores)
+        again = scores.detach().clone().requires_grad_()
+        masks = hat.attention(again, hat.temperature(0.55, 400.0)).split([8, 4, 8])
+        slow = F.cross_entropy(learner.heads["1"](by_hand(learner.backbone, x, *masks)), y)
+        slow = slow + 0.6 * hat.sparsity(masks, learner.used())
+        (expected,) = torch.autograd.grad(slow, again)
+        torch.testing.assert_close(loss, slow)
+        torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-7)
+
+    learner.learn(tasks[1], fit)
+
+
+def test_eq_2_protects_what_leads_to_a_head_and_from_it() -> None:
+    torch.manual_seed(seeds.current())
+    learner = HAT(Attending(), c=0.3)
+    tasks = small_tasks(n=2)
+    Loop(learner).learn(tasks[0])
+    embed, heads, out = learner.masks(0)
+    rows = heads.repeat_interleave(2)
+    claimed = {
+        "in_proj_weight": rows.repeat(3)[:, None] & embed[None, :],
+        "in_proj_bias": rows.repeat(3),
+        "out_proj.weight": out[:, None] & rows[None, :],
+        "out_proj.bias": out,
+    }
+    parameters = dict(learner.backbone.attention.named_parameters())  # type: ignore[union-attr, operator]
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    def fit() -> None:
+        Loop(learner, OPTIMIZERS["AdamW"], epochs=2).fit(tasks[1])
+        for name, held in claimed.items():
+            moved = parameters[name] != before[name]
+            assert 0 < held.sum() < held.numel()
+            assert not moved[held].any()
+            assert moved[~held].all()
+
+    learner.learn(tasks[1], fit)
+
+
+@pytest.mark.parametrize(
+    "how", ["weights that are read", "a second call", "a weight that is computed", "a tied weight"]
+)
+def test_attention_that_is_not_understood_is_frozen(how: str) -> None:
+    torch.manual_seed(seeds.current())
+    learner, tasks = HAT(Attending(how), c=0.2), small_tasks(n=2)
+    if how == "a tied weight":
+        with pytest.raises(ValueError, match="shares its weight"):
+            learner.prepare(tasks[0])
+        return
+    Loop(learner).learn(tasks[0])
+    found = learner.capacity()
+    assert list(found["layers"]) == ["embed"]
+    assert found["frozen"]["attention"] == 3 * 8 * 8
+    x = torch.rand(4, 1, 6, 6)
+    before = answers(learner, x, 0)
+    Loop(learner, OPTIMIZERS["AdamW"]).learn(tasks[1])
+    assert same_bits(answers(learner, x, 0), before)
+
+
+def test_gates_stand_in_the_way_of_the_shortcut_of_a_whole_layer() -> None:
+    """In evaluation PyTorch's layer computes all by itself, and calls no attention: not where heads are gated."""
+    layer: Any = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
+    for part in (layer.linear1, layer.linear2):
+        nn.utils.parametrizations.weight_norm(part)  # so that attention alone has gates
+    learner, x = HAT(nn.Sequential(nn.Flatten(1, 2), layer, nn.Flatten()), c=0.2), torch.rand(5, 1, 6, 6)
+    task = small_tasks(n=1)[0]
+
+    def fit() -> None:
+        Loop(learner).fit(task)
+        with torch.no_grad():
+            quick = learner.eval()(x, 0)
+            heads, out = (gate[:, None] for gate in learner.masks(0))
+            projection = layer.self_attn.out_proj
+            projection.weight.mul_(out * heads.repeat_interleave(3, 0).T)
+            projection.bias.mul_(out[:, 0])
+            learner.gates.values = None
+            torch.testing.assert_close(learner.heads["0"](learner.backbone(x)), quick)
+
+    learner.learn(task, fit)
+
+
+def test_whatever_ends_a_pass_attention_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, tasks = HAT(Attending(), c=0.2), small_tasks(n=2)
+    attention: Any = learner.backbone.attention
+    weight, x = attention.out_proj.weight, tasks[0].test.x
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    def fit() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(F, "multi_head_attention_forward", stop)
+            with pytest.raises(KeyboardInterrupt):
+                learner.train()(x, 1)
+        assert attention.out_proj.weight is weight
+        twin = copy.deepcopy(learner)
+        assert same_bits(answers(twin, x, 1), answers(learner, x, 1))
+        exported = learner.export(0)
+        assert not any("forward" in vars(module) or module._forward_pre_hooks for module in exported.modules())
+        torch.testing.assert_close(exported(x), answer(learner, x, 0))
+        Loop(learner).fit(tasks[1])
+
+    Loop(learner).learn(tasks[0])
+    learner.prepare(tasks[1])
+    learner.learn(tasks[1], fit)
+    assert "forward" not in vars(attention)
+
+
+def test_answers_without_a_head_read_the_heads_of_attention() -> None:
+    """No task can do without one of its outputs: out_proj has no units, and each task a bias of its own there."""
+    torch.manual_seed(seeds.current())
+    learner, samples = HAT(Attending(), c=0.2), torch.rand(12, 1, 6, 6)
+    wanted = [samples.flatten(1)[:, 4 * t : 4 * t + 8] for t in range(3)]
+    tasks = [minicl.Task(t, None, train=(samples, y), criterion=F.mse_loss) for t, y in enumerate(wanted)]
+    kept, x = [], torch.rand(4, 1, 6, 6)
+    for task in tasks:
+        Loop(learner).learn(task)
+        kept.append(answers(learner, x, task.id))
+        assert all(same_bits(answers(learner, x, t), then) for t, then in enumerate(kept))
+    assert list(learner.capacity()["layers"]) == ["embed", "attention.heads"]
+    assert said(learner.graph, learner.graph.gates[-1].mask) == "cat(ones(8), repeat(attention.heads, 2))"
+    assert learner.graph.own == ["attention.out_proj.bias"]
+    torch.testing.assert_close(learner.export(0)(x), kept[0][0])
+
+
+def test_a_mixture_of_heads_is_refused() -> None:
+    learner, tasks = HAT(Attending(), c=0.2), small_tasks(n=2)
+    Loop(learner).learn(*tasks)
+    with pytest.raises(ValueError, match=r"heads of attention have no mixture; allowed: .*'softmax'"):
+        minicl.infer_task(learner, tasks[0].test.x, rule="gradient")
+
+
 # ---- taking it elsewhere ---------------------------------------------------------------------------------------------
 
 
@@ -385,7 +623,7 @@ def test_what_cannot_be_cut_is_masked() -> None:
     torch.testing.assert_close(exported(task.test.x), answer(learner, task.test.x, 0))
 
 
-@pytest.mark.parametrize("kind", ["residual", "squeezed", "attention"])
+@pytest.mark.parametrize("kind", ["residual", "squeezed", "attention", "queries"])
 def test_a_file_goes_on_as_if_nothing_had_been(kind: str, tmp_path: Any) -> None:
     make, shape = KINDS[kind]
     learner, tasks = HAT(make(), c=0.2), small_tasks(shape=shape)
