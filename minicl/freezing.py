@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Self, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from . import inputs
@@ -79,6 +79,20 @@ def standalone(module: nn.Module) -> nn.Module:
     `requires_grad_()` on it to train it further.
     """
     return unfreeze(module).requires_grad_(False)
+
+
+def selecting(network: Module, select: Callable[[Any], Tensor] | None) -> Module:
+    """The network, changed in place: it returns what `select` makes of what it returned.
+
+    A hook does it, which needs PyTorch and that function alone.
+    """
+    if select is not None:
+        graph, holder = fx.Graph(), nn.Module()
+        out = [graph.placeholder(name) for name in ("module", "given", "out")][-1]
+        graph.output(graph.call_method("__call__", (graph.get_attr("select"), out)))
+        holder.select = select  # type: ignore[assignment]
+        network.register_forward_hook(fx.GraphModule(holder, graph, "Features"))
+    return network
 
 
 def copied(module: Module) -> Module:

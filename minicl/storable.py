@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .freezing import copied, parameters_of, standalone
+from .freezing import copied, parameters_of, selecting, standalone
 from .records import State
 
 
@@ -79,7 +79,8 @@ class Storable(State):
             ValueError: a task id that is missing (in scenario "task") or not learned.
         """
         task_id = self.check_finished(task_id)
-        return standalone(nn.Sequential(copied(self.export_backbone(task_id)), self._export_head(task_id)))
+        network = selecting(copied(self.export_backbone(task_id)), self.select)
+        return standalone(nn.Sequential(network, self._export_head(task_id)))
 
     def export_backbone(self, task_id: int | None) -> nn.Module:
         """The module that makes this task's features; `export` copies it."""

@@ -21,6 +21,7 @@ from ..freezing import (
     copied,
     every_name,
     one_at_a_time,
+    selecting,
     standalone,
     switched_off,
     weight_at,
@@ -306,6 +307,8 @@ class GatedNetwork(Learner):
         network = units.alone(self.backbone, self.masked_tensors(t))
         before = nn.Sequential(copied(network), self.heads.alone(t))
         after = units.without_units(network, self.heads.alone(t), self.graph, self.masks(t))
+        for each in (before, after):
+            selecting(each[0], self.select)
         x = None
         if self.graph.numbers and self.input_shape is not None:
             x = self._like.new_zeros(100, *self.input_shape)
