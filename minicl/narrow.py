@@ -75,13 +75,25 @@ def _stack(figure: Figure, panels: list[Axes]) -> None:
 
 
 def _own_labels(ax: Axes, panels: list[Axes]) -> None:
-    """Labels that stood at another panel of the same axis only."""
+    """Labels that stood at another panel only: of the same axis, in the same row or column; and the column's title."""
+    at: Any = ax.get_subplotspec()
+    row = [s for s in panels if s.get_subplotspec().rowspan == at.rowspan]  # type: ignore[union-attr]
+    column = [s for s in panels if s.get_subplotspec().colspan == at.colspan]  # type: ignore[union-attr]
+    if not ax.get_title():
+        ax.set_title(next((s.get_title() for s in column if s.get_title()), ""))
     for name in ("x", "y"):
         axis = getattr(ax, f"{name}axis")
         siblings = getattr(ax, f"get_shared_{name}_axes")().get_siblings(ax)
         if len(siblings) > 1:
             ax.tick_params(axis=name, labelbottom=name == "x" or None, labelleft=name == "y" or None)
-            first = next((s for s in panels if s in siblings and getattr(s, f"get_{name}label")()), None)
+            first = next(
+                (
+                    s
+                    for s in [*(column if name == "x" else row), *panels]
+                    if s in siblings and getattr(s, f"get_{name}label")()
+                ),
+                None,
+            )
             if first is not None and not axis.get_label_text():
                 axis.set_label_text(getattr(first, f"get_{name}label")())
 

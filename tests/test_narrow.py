@@ -92,3 +92,18 @@ def test_rows_of_pictures_stay_rows() -> None:
     copy = narrow.draw_narrow(figure)
     assert copy is not None
     assert {ax.get_subplotspec().get_geometry()[:2] for ax in copy.axes} == {(2, 4)}  # type: ignore[union-attr]
+
+
+def test_panels_of_a_second_row_get_the_labels_of_their_row_and_the_title_of_their_column() -> None:
+    figure, axes = plt.subplots(2, 2, figsize=(8.4, 5), sharex=True, sharey=True)
+    for row, name in zip(axes, ("Fisher", "perturbation"), strict=True):
+        row[0].set_ylabel(name)
+    for ax, name in zip(axes[0], ("related", "unrelated"), strict=True):
+        ax.set_title(name)
+    axes[1][0].set_xlabel("left")
+    axes[1][1].set_xlabel("right")
+    copy = narrow.draw_narrow(figure)
+    assert copy is not None
+    assert [ax.get_ylabel() for ax in copy.axes] == ["Fisher", "Fisher", "perturbation", "perturbation"]
+    assert [ax.get_title() for ax in copy.axes] == ["related", "unrelated", "related", "unrelated"]
+    assert [ax.get_xlabel() for ax in copy.axes] == ["left", "right", "left", "right"]
