@@ -56,6 +56,10 @@ class Admission(State):
         Raises:
             ValueError: see `learn`.
         """
+        if torch.is_inference_mode_enabled():
+            raise ValueError(
+                f"task {task.id} cannot be learned in torch.inference_mode(); call learn or run outside of it"
+            )
         tensors = (*self.feature_extractor().parameters(), *self.parameters(), *self.buffers())
         if any(t.is_inference() for t in tensors):
             raise ValueError(

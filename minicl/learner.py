@@ -95,6 +95,8 @@ class Learner(Admission, Judging, Steps, Storable):
     """Whether the method works with labels that are classes alone, and so refuses tasks with `n_outputs=None`."""
     copies_backbone: ClassVar[bool] = False
     """Whether the given network is copied and not trained, so that two learners may have the same."""
+    needs_training_mode: ClassVar[bool] = False
+    """Whether loss or forward pass leave out, in evaluation mode, what the method learns by."""
     forward_alone: ClassVar[bool] = False
     """Whether layers may be called in the forward pass alone: no gradient checkpointing."""
     saved_attributes: ClassVar[tuple[str, ...]] = ()
@@ -295,6 +297,12 @@ class Learner(Admission, Judging, Steps, Storable):
                 f"task {self._current} is being learned; move the learner to another type of numbers between tasks"
             )
         return super()._apply(fn, recurse)
+
+    def __copy__(self) -> Self:
+        raise TypeError(
+            f"copy.copy would give a second {type(self).__name__} with the same network and the same records, of which "
+            "each would change the other's; use copy.deepcopy"
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = type(self).__new__(type(self))

@@ -155,6 +155,7 @@ class InProgress:
         self.steps = 0  # of protected optimisers
         self.taken: list[int] = []  # steps of each call of `fit` that has come to its end
         self.losses = 0  # calls of `loss`
+        self.modes: set[bool] = set()  # whether the learner was in training mode in those since the last step
         self.edited_at = 0  # how many of them there had been when the gradients were last edited
         self.editing = False
         self.optimizers: list[weakref.ref[torch.optim.Optimizer]] = []
@@ -211,6 +212,22 @@ class InProgress:
                 f"task {self.task_id} was trained without learner.loss, so {name}'s own term was left out. Compute the "
                 "loss with learner.loss(x, y, task_id); for another criterion set learner.criterion"
             )
+
+    def check_step(self) -> None:
+        """RuntimeError where an optimiser is about to take a step that the method knows nothing of, or not enough."""
+        learner, name = self.learner, type(self.learner).__name__
+        if overrides(type(learner), "edit_gradients") and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                f"an optimiser steps inside the backward pass, where {name} has not seen all gradients yet; take the "
+                "steps after loss.backward() has returned"
+            )
+        if self.modes == {False} and (learner.needs_training_mode or learner.rotations):
+            raise RuntimeError(
+                f"task {self.task_id} is being trained, and the learner is in evaluation mode, in which {name} leaves "
+                "out what it learns by; call learner.train() before the loss. To keep norms or dropout as they are, "
+                "call eval() on those layers alone"
+            )
+        self.modes = set()
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """A protected optimiser has stepped."""
@@ -321,7 +338,8 @@ def around_learn(learn: Callable[[Any, Task, Fit], None]) -> Callable[[Any, Task
             try:
                 self._current = task.id
                 self._in_progress = InProgress(self, task.id, self._made.get(task.id, set()))
-                learn(self, task, self._in_progress.fit(fit))
+                with torch.enable_grad():
+                    learn(self, task, self._in_progress.fit(fit))
                 uninterrupted(lambda: self._finish(record))
             finally:
                 uninterrupted(lambda: self._leave(None if record.finished else snapshot))
@@ -340,6 +358,8 @@ def around_loss(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if self._in_progress is not None:
             check_wrapper(self)
             self._in_progress.losses += 1
+            if torch.is_grad_enabled():
+                self._in_progress.modes.add(self.training)
             if self._in_progress.round:
                 self._in_progress.check_made()
             y = args[1] if len(args) > 1 else kwargs.get("y")
@@ -417,15 +437,20 @@ class Steps(State):
         given = args[1:] if args and args[0] is optimizer else args
         closure = kwargs.get("closure", given[0] if given else None)
         if closure is None:
-            self.edit_gradients()
+            self._edit()
             return None
 
         def edited() -> Any:
             value = closure()
-            self.edit_gradients()
+            self._edit()
             return value
 
         return args[: len(args) - len(given)], {**kwargs, "closure": edited}
+
+    def _edit(self) -> None:
+        if self._in_progress is not None:
+            self._in_progress.check_step()
+        self.edit_gradients()
 
     def _after_optimizer_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._in_progress is not None:

@@ -44,6 +44,7 @@ class State(nn.Module):
     needs_task_id: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
     copies_backbone: ClassVar[bool] = False
+    needs_training_mode: ClassVar[bool] = False
     forward_alone: ClassVar[bool] = False
     saved_attributes: ClassVar[tuple[str, ...]] = ()
     lesson_attributes: ClassVar[tuple[str, ...]] = ()

@@ -1057,6 +1057,20 @@ def test_tensors_of_inference_mode_are_refused_before_training() -> None:
             minicl.METHODS[method](network).learn(stream(1)[0], lambda: pytest.fail("training began"))
 
 
+def test_learning_where_gradients_are_switched_off() -> None:
+    tasks, found = stream(1), []
+    for context in (torch.enable_grad, torch.no_grad):
+        torch.manual_seed(0)
+        learner = minicl.EWC(minicl.mlp(64, 16))
+        with context():
+            learner.learn(tasks[0], loop(learner, tasks[0]))
+        found.append(list(learner.state_dict().values()))
+    assert same(*found)
+    for begin in (lambda: learner.learn(tasks[0], lambda: None), lambda: minicl.run(learner, stream(2)[1:])):
+        with torch.inference_mode(), pytest.raises(ValueError, match=r"in torch.inference_mode\(\); call learn or run"):
+            begin()
+
+
 @every_keeper
 def test_other_tensors_through_functional_call(make: Callable[[nn.Module], minicl.Learner]) -> None:
     task = stream(1)[0]
@@ -1247,3 +1261,62 @@ def test_ctrl_c_where_a_task_begins_and_ends(place: str, monkeypatch: pytest.Mon
         learn(learner, tasks[1:])
     assert same(answers(learner, tasks[:1]), before)
     assert learner.learned == [0, 1]
+
+
+def in_one_breath(learner: minicl.Learner, task: Task) -> Callable[..., None]:
+    """An optimiser for each parameter, which steps as soon as there is a gradient: less memory."""
+
+    def fit(epochs: int = 1) -> None:
+        optimizers = {p: learner.protect(SGD([p], lr=0.1)) for p in learner.parameters() if p.requires_grad}
+
+        def step(p: Tensor) -> None:
+            optimizers[p].step()  # type: ignore[index]
+            p.grad = None
+
+        hooks = [p.register_post_accumulate_grad_hook(step) for p in optimizers]
+        learner.loss(task.train.x, task.train.y, task.id).backward()
+        for hook in hooks:
+            hook.remove()
+
+    return fit
+
+
+@pytest.mark.parametrize("method", ["hat", "packnet", "gem", "agem"])
+def test_steps_inside_the_backward_pass_are_refused_where_gradients_are_edited(method: str) -> None:
+    """Half of them would not be there yet."""
+    learner, task = minicl.METHODS[method](minicl.mlp(64, 16)), stream(1)[0]
+    with pytest.raises(RuntimeError, match=rf"steps inside the backward pass, where {type(learner).__name__} has not"):
+        learner.learn(task, in_one_breath(learner, task))
+    assert learner.learned == []
+    plain = minicl.EWC(minicl.mlp(64, 16))
+    plain.learn(task, in_one_breath(plain, task))
+
+
+@pytest.mark.parametrize("method", ["hat", "derpp", "er", "generative", "vcl", "bic", "icarl", "der"])
+def test_training_in_evaluation_mode_is_refused_where_it_would_leave_something_out(method: str) -> None:
+    """Whoever evaluates between tasks, and forgets to switch back."""
+    learner = minicl.METHODS[method](minicl.mlp(64, 16))
+    task = stream(1)[0]
+    learner.eval()
+
+    def fit(epochs: int = 1, **_: Any) -> None:
+        optimizer = learner.protect(SGD([p for p in learner.parameters() if p.requires_grad], lr=0.1))
+        for mode in (True, False):
+            learner.train(mode)
+            optimizer.zero_grad()
+            learner.loss(task.train.x, task.train.y, task.id_at_test).backward()
+            optimizer.step()
+            learner.eval()
+            learner.loss(task.valid.x, task.valid.y, task.id_at_test)  # of whom forgets no_grad
+
+    with pytest.raises(RuntimeError, match=r"is in evaluation mode.*call learner.train\(\) before the loss"):
+        learner.learn(task, fit)
+    assert learner.learned == []
+    plain = minicl.EWC(minicl.mlp(64, 16)).eval()
+    learner = plain
+    plain.learn(task, fit)
+
+
+def test_a_shallow_copy_is_refused_in_words() -> None:
+    with pytest.raises(TypeError, match=r"with the same network and the same records.*use copy.deepcopy"):
+        copy.copy(minicl.CPG(minicl.mlp(64, 16)))

@@ -133,6 +133,7 @@ class DEN(StampedNetwork):
         ValueError: a hyperparameter out of its range; a backbone that holds another kind of layer.
     """
 
+    needs_training_mode = True
     needs_classes = True
 
     def __init__(

@@ -95,6 +95,7 @@ class DER(Extractors):
         ValueError: a hyperparameter out of its range.
     """
 
+    needs_training_mode = True
     needs_classes = True
 
     def __init__(

@@ -205,6 +205,7 @@ class HAT(GatedNetwork):
         ValueError: a backbone without a layer that could be gated, s_max <= 1, c < 0, unknown init.
     """
 
+    needs_training_mode = True
     lesson_attributes = ("_training.steps", "_training.told", "_training.stuck")
 
     def __init__(

@@ -51,6 +51,7 @@ class VCL(Learner):
         ValueError: a hyperparameter out of its range; a backbone without Linear or Conv layers.
     """
 
+    needs_training_mode = True
     copies_backbone = True
     needs_classes = True
 

@@ -88,6 +88,7 @@ class BiC(Replay):
         ValueError: a hyperparameter out of its range.
     """
 
+    needs_training_mode = True
     needs_classes = True
     correction: Tensor
 

@@ -44,6 +44,8 @@ class DERpp(Replay):
         ValueError: a budget below 1, a negative weight.
     """
 
+    needs_training_mode = True
+
     def __init__(self, backbone: nn.Module, budget: int = 200, alpha: float = 0.1, beta: float = 0.5) -> None:
         alpha, beta = checks.number("alpha", alpha), checks.number("beta", beta)
         super().__init__(backbone, budget, "reservoir", alpha=alpha, beta=beta)

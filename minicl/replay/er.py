@@ -27,6 +27,8 @@ class ER(Replay):
         ValueError: a budget below 1, an unknown share.
     """
 
+    needs_training_mode = True
+
     def __init__(self, backbone: nn.Module, budget: int = 200, share: str = "reservoir") -> None:
         super().__init__(backbone, budget, share)
 

@@ -73,6 +73,7 @@ class GenerativeReplay(Learner):
             numbers outside of [0, 1].
     """
 
+    needs_training_mode = True
     needs_classes = True
 
     def __init__(

@@ -94,6 +94,7 @@ class ICaRL(Replay):
         ValueError: a budget below 1; when a task comes, a budget smaller than the number of classes.
     """
 
+    needs_training_mode = True
     needs_classes = True
 
     def __init__(self, backbone: nn.Module, budget: int = 2000) -> None:
