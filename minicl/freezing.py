@@ -502,7 +502,11 @@ class _Held(abc.ABC):
 
     @abc.abstractmethod
     def restore(self) -> None:
-        """Give the entries of the parameter their values back."""
+        """Give the entries of the parameter their values back.
+
+        Through `.data`, of which autograd knows nothing: between a loss and its backward pass somebody may call
+        `eval()`, where nothing has moved.
+        """
 
 
 class _Entries(_Held):
@@ -522,7 +526,7 @@ class _Entries(_Held):
 
     def restore(self) -> None:
         self._follow()
-        self.parameter.view(self.free.dtype).bitwise_and_(self.free).bitwise_or_(self.values.view(self.free.dtype))
+        self.parameter.data.view(self.free.dtype).bitwise_and_(self.free).bitwise_or_(self.values.view(self.free.dtype))
 
     def _follow(self) -> None:
         """Go to the device where the parameter is now."""
@@ -535,7 +539,7 @@ class _Corner(_Held):
 
     def __init__(self, parameter: nn.Parameter, sizes: tuple[int, ...]) -> None:
         self.parameter, self.sizes = parameter, sizes
-        self.view = corner(parameter.detach(), sizes)  # while the parameter stays in this memory
+        self.view = corner(parameter.data, sizes)  # while the parameter stays in this memory
         self.values = self.view.clone()
 
     def clear(self, tensor: Tensor) -> None:
@@ -543,7 +547,7 @@ class _Corner(_Held):
 
     def restore(self) -> None:
         if self.view.data_ptr() != self.parameter.data_ptr():
-            self.view = corner(self.parameter.detach(), self.sizes)
+            self.view = corner(self.parameter.data, self.sizes)
         self.view.copy_(self.values)
 
 

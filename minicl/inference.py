@@ -38,6 +38,7 @@ from .freezing import evaluating
 from .heads import TURNS, turned
 from .inputs import Tree
 from .tasks import PARTS, Task
+from .tensors import calls_again
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -95,6 +96,11 @@ def entropy_gradient(
     with torch.enable_grad():
         alpha = alpha.detach().requires_grad_()
         entropy = -negative_entropy(mixed(alpha)).sum()
+        if calls_again(entropy):
+            raise ValueError(
+                "rule 'gradient' needs torch.autograd.grad, which reentrant gradient checkpointing forbids; switch it "
+                "off in evaluation mode, use use_reentrant=False, or a rule that asks each task, such as 'softmax'"
+            )
         (gradient,) = torch.autograd.grad(entropy, alpha)
     return -gradient
 

@@ -1320,3 +1320,41 @@ def test_training_in_evaluation_mode_is_refused_where_it_would_leave_something_o
 def test_a_shallow_copy_is_refused_in_words() -> None:
     with pytest.raises(TypeError, match=r"with the same network and the same records.*use copy.deepcopy"):
         copy.copy(minicl.CPG(minicl.mlp(64, 16)))
+
+
+@every_keeper
+def test_an_evaluation_between_loss_and_backward_changes_nothing(make: Callable[[nn.Module], minicl.Learner]) -> None:
+    """As for targets that the network itself gives."""
+    tasks, found = stream(2), []
+    for looks in (False, True):
+        torch.manual_seed(0)
+        learner = make(minicl.mlp(64, 24, 16, batchnorm=True))
+        learn(learner, tasks[:1], epochs=1)
+
+        def fit(epochs: int = 1, learner: minicl.Learner = learner, looks: bool = looks) -> None:
+            optimizer = learner.protect(ADAM([p for p in learner.parameters() if p.requires_grad]))
+            for _ in range(3):
+                learner.train()
+                learner.before_step(0.5)
+                optimizer.zero_grad()
+                loss = learner.loss(tasks[1].train.x, tasks[1].train.y, 1)
+                if looks:
+                    learner.eval()
+                    with torch.no_grad():
+                        learner(tasks[0].test.x, 0), learner(tasks[1].test.x, 1)
+                    learner.train()
+                loss.backward()
+                optimizer.step()
+
+        learner.learn(tasks[1], fit)
+        found.append(answers(learner, tasks))
+    assert same(*found)
+
+
+@pytest.mark.parametrize("method", ["packnet", "hat"])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_guess_by_gradient_through_reentrant_checkpointing_is_refused_in_words(method: str) -> None:
+    learner, tasks = minicl.METHODS[method](Odd("reentrant")), stream(2)
+    learn(learner, tasks, epochs=1)
+    with pytest.raises(ValueError, match=r"rule 'gradient' needs torch.autograd.grad.*such as 'softmax'"):
+        minicl.infer_task(learner.eval(), tasks[0].test.x[:4], rule="gradient")

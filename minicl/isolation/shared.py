@@ -193,7 +193,7 @@ class SharedNetwork(Learner):
         kept = self.finished.tensors
         for name, tensor in every_name(self.backbone).items() if len(kept) else ():
             if name in kept and name not in self.open_names:
-                tensor.copy_(kept[name])
+                tensor.data.copy_(kept[name])  # as in FrozenEntries: behind autograd's back
 
     def _hold_statistics(self) -> None:
         """Running statistics stay as they were kept, unless each task has its own."""
