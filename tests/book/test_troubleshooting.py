@@ -264,6 +264,12 @@ def _() -> Any:
     learner.learn(task, trains(learner, task, lambda: learner.protect(SGD(learner.parameters())), loss))
 
 
+@entry("It learns for the first task, and not for the second")
+def _() -> None:
+    learner, given = minicl.ER(mlp()).eval(), tasks()[0]
+    learner.learn(given, trains(learner, given, lambda: learner.protect(SGD(learner.parameters()))))
+
+
 @entry("`protect` does not take the optimiser")
 def _() -> Any:
     learner = minicl.PackNet(mlp())
