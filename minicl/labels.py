@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 LEADER = {"arrowstyle": "-", "color": "#767676", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2}
-# right, left, above, below, then the corners; farther away where all of these are taken
+# right, left, above, below, then the corners; where all of these are taken, in a column on the right or on the left
 AROUND = [(1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8)]
+FARTHER = [(side * far, rows) for far in (16, 28, 44) for rows in (0, 1, -1, 2, -2, 3, -3, 4, -4) for side in (1, -1)]
 
 
 class _Placer(Artist):
@@ -119,25 +120,56 @@ def _beside(labels: list[Annotation], renderer: Any) -> None:
         return
     points = ax.figure.get_dpi() / 72
     marks = ax.transData.transform([label.xy for label in labels]) / points
-    left, bottom, right, top = np.array(ax.get_window_extent().extents) / points
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in marks]
-    for k, label in enumerate(labels):
-        size = float(label.get_fontsize())
-        width, height = 0.56 * size * len(label.get_text()), 1.1 * size
-        best, least, chosen = (0.0, 0.0), np.inf, taken[k]
-        for far in (0, 10, 20, 32):
-            for n, (dx, dy) in enumerate(AROUND):
-                x = marks[k, 0] + dx * (width / 2 + 9 + far)
-                y = marks[k, 1] + dy * (height / 2 + 6 + far)
-                box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-                out = max(left - box[0], 0) + max(box[2] - right, 0) + max(bottom - box[1], 0) + max(box[3] - top, 0)
-                others = taken[:k] + taken[k + 1 :]
-                cost = sum(_overlap(box, other) for other in others) + 50 * out + 0.5 * n + 2 * far
-                if cost < least:
-                    best, least, chosen = (x - marks[k, 0], y - marks[k, 1]), cost, box
-        label.xyann = best
-        _lead(label, np.hypot(*best) > width / 2 + 16)
-        taken.append(chosen)
+    axes_box = np.array(ax.get_window_extent().extents) / points
+    squares = [(x - 5, y - 5, x + 5, y + 5) for x, y in marks]
+    crowd = (np.abs(marks[:, None] - marks).max(2) < 40).sum(1)
+    sizes = [
+        np.array(Text.get_window_extent(label, renderer).size) / points for label in labels
+    ]  # without the line to it
+    names: dict[int, tuple[float, float, float, float]] = {}
+    for k in [*np.argsort(-crowd, kind="stable")] * 4:  # who has most neighbours chooses first, and may choose again
+        width, height = sizes[k]
+        near = [(dx * (width / 2 + 10), dy * (height / 2 + 6)) for dx, dy in AROUND]
+        far = [(dx + np.sign(dx) * width / 2, 1.05 * rows * height) for dx, rows in FARTHER]
+        others = squares[:k] + squares[k + 1 :], [box for n, box in names.items() if n != k]
+        costs = [
+            _cost(marks[k], place, (width, height), *others, axes_box) + 0.6 * n + 3 * (n >= len(near))
+            for n, place in enumerate(near + far)
+        ]
+        best = int(np.argmin(costs))
+        labels[k].xyann = (near + far)[best]
+        _lead(labels[k], best >= len(near))
+        x, y = marks[k] + (near + far)[best]
+        names[int(k)] = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+
+
+def _cost(
+    mark: NDArray[np.float64],
+    place: tuple[float, float],
+    size: tuple[float, float],
+    squares: list[tuple[float, float, float, float]],
+    names: list[tuple[float, float, float, float]],
+    axes_box: NDArray[np.float64],
+) -> float:
+    """What speaks against a name at this place: what it or the line to it covers, and what leaves the axes."""
+    (x, y), (width, height) = mark + place, size
+    box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    outside = np.maximum(axes_box[:2] - box[:2], 0).sum() + np.maximum(np.array(box[2:]) - axes_box[2:], 0).sum()
+    cost = 50 * float(outside)
+    cost += sum(_overlap(box, other) for other in squares) + 3 * sum(_overlap(box, other) for other in names)
+    if abs(place[0]) > width / 2 + 12:
+        end = x - np.sign(place[0]) * width / 2, y
+        line = [mark + t * (np.array(end) - mark) for t in np.linspace(0.2, 1, 9)]
+        for price, boxes in ((4, squares), (12, names)):
+            cost += price * sum(any(a <= px <= c and b <= py <= d for px, py in line) for a, b, c, d in boxes)
+    else:  # without a line a name belongs to the mark that is nearest
+        own = _gap(box, *mark)
+        cost += 12 * sum(_gap(box, (a + c) / 2, (b + d) / 2) < own for a, b, c, d in squares)
+    return cost
+
+
+def _gap(box: tuple[float, ...], x: float, y: float) -> float:
+    return float(np.hypot(max(box[0] - x, x - box[2], 0), max(box[1] - y, y - box[3], 0)))
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.container import ErrorbarContainer
+from matplotlib.text import Annotation, Text
 from numpy.typing import NDArray
 
 import minicl
 from minicl import plots
+from minicl.labels import label_marks
 
 pytestmark = pytest.mark.usefixtures("style")
 
@@ -379,3 +381,22 @@ def test_a_mean_over_methods_is_refused():
         plots.accuracy_matrix([result(), result(method="HAT")])
     with pytest.raises(ValueError, match=r"\[2, 3\] tasks"):
         plots.learning_curves([result(), result(R[:2, :2], CURVES[:2], method="HAT")])
+
+
+def test_a_name_stands_nearest_to_its_own_mark_or_has_a_line_to_it() -> None:
+    """As many marks in one corner as the book's picture to remember has, on a screen as narrow as a phone's."""
+    corner = {f"method {k}": (1 + 0.05 * (k % 3), 0.66 + 0.018 * k) for k in range(8)}
+    places = {**corner, "far away": (30.0, 0.9), "below": (4.0, 0.4)}
+    fig, ax = plt.subplots(figsize=(4.2, 4))
+    ax.set_xscale("log")
+    ax.plot(*np.array(list(places.values())).T, "o")
+    label_marks(ax, places)
+    fig.canvas.draw()
+    names = {a.get_text(): a for a in ax.texts if isinstance(a, Annotation)}
+    boxes = {name: Text.get_window_extent(a) for name, a in names.items()}
+    pixels = dict(zip(places, ax.transData.transform(list(places.values())), strict=True))
+    for name, box in boxes.items():
+        assert not any(box.overlaps(other) for others, other in boxes.items() if others != name), name
+        gaps = {m: np.hypot(*np.maximum(0, np.maximum(box.min - p, p - box.max))) for m, p in pixels.items()}
+        line = names[name].arrow_patch
+        assert min(gaps, key=gaps.__getitem__) == name or (line is not None and line.get_visible()), name
