@@ -45,6 +45,11 @@ SUMS, PRODUCTS, QUOTIENTS = {"add", "sub", "subtract"}, {"mul", "multiply"}, {"d
 IN_PLACE_AND_REFLECTED = {f"{letter}{name}": name for letter in "ir" for name in ("add", "sub", "mul")}
 RESHAPES = {"flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze"}
 REDUCTIONS = {"mean", "sum", "amax", "amin"}
+DECISIONS = {
+    *("bool", "int", "float", "complex", "index", "item", "tolist", "numpy", "array", "contains"),
+    *("is_nonzero", "equal", "allclose"),
+}
+"""Functions that hand numbers to Python, where it may go one way or another by them."""
 HEAD = "head"
 """Stands for the weight of a task's head among the places where the order of units matters."""
 
@@ -209,6 +214,7 @@ class Recorder(TorchFunctionMode):
         nodes: the calls in order.
         shapes: of each value.
         returned: of each value, the modules that returned it, innermost first.
+        decides: whether Python was told numbers, so that another input may go another way.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -217,6 +223,7 @@ class Recorder(TorchFunctionMode):
         self.shapes: list[tuple[int, ...]] = []
         self.returned: dict[int, list[str]] = {}
         self.calls: Counter[str] = Counter()
+        self.decides = False
         self._values: dict[int, tuple[Tensor, int, int]] = {}  # by id: the tensor, its version, its number
         self._inside = 0
         self._network = network
@@ -278,7 +285,9 @@ class Recorder(TorchFunctionMode):
         name = IN_PLACE_AND_REFLECTED.get(name, name)
         if unchanged:
             return self._apart(name, args, kwargs, result)
-        if any(True for _ in _tensors(result)) or any(t._version != version for t, version in before):
+        made = any(True for _ in _tensors(result))
+        self.decides = self.decides or (name in DECISIONS and not made)
+        if made or any(t._version != version for t, version in before):
             self._note(name, None, "", args, kwargs, result, numbers)
         return result
 
@@ -384,7 +393,7 @@ class _Walk:
         self.gated: set[int] = set()  # values behind a gate
         for node in recorder.nodes:
             for number, units in zip(node.outputs, self.through(node), strict=False):
-                if units is not None:
+                if units is not None and not recorder.decides:  # else nobody knows who reads them another time
                     self.units[number] = units._replace(zero=True) if number in self.gated else units
         self.finish()
 
@@ -754,12 +763,13 @@ class _Walk:
     def gate(self, number: int, units: Units) -> None:
         """A gate for these units, as far behind this value as nothing else can read them before."""
         best: tuple[int, Units, str] | None = None
+        alone = self.recorder.decides  # behind the layer itself: what comes then may be left out another time
         while True:
             paths = [path for path in self.recorder.returned.get(number, []) if self.recorder.calls[path] == 1]
             if paths:
-                best = number, units, paths[-1]
+                best = number, units, paths[0 if alone else -1]
             readers = self.readers.get(number, [])
-            if len(readers) != 1 or number == self.output or readers[0].inputs.count(number) != 1:
+            if alone or len(readers) != 1 or number == self.output or readers[0].inputs.count(number) != 1:
                 break
             ahead = self.carry(readers[0], units) if readers[0].inputs[0] == number else None
             if ahead is None:
@@ -778,6 +788,9 @@ class _Walk:
             self.place(units, HEAD, 1, self.recorder.shapes[self.output][1])
         else:
             self.tie(units)
+        if self.recorder.decides:
+            for layer in graph.layers:
+                layer.tied = True
         protected = {weights.name for weights in graph.weights}
         modules = dict(self.network.named_modules())
         for name, tensor in self.names.items():

@@ -357,6 +357,27 @@ def test_an_operation_nobody_has_heard_of_reads_every_unit(how: str) -> None:
     assert graph.layers[0].tied
 
 
+class Decides(nn.Module):
+    """A layer that only some inputs reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.last = nn.Linear(6, 9), nn.Linear(9, 9), nn.Linear(9, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x).relu()
+        return self.last(self.two(h).relu() if x.sum() > 0 else h)
+
+
+def test_where_values_decide_on_the_way_every_unit_is_read_and_none_cut_out() -> None:
+    learner = HAT(Decides())
+    Loop(learner, epochs=4).learn(*small_tasks(n=2, shape=(6,)))
+    assert {into for name, into in read(learner.graph).items() if name != "one.weight"} == {"all"}
+    assert all(layer.tied for layer in learner.graph.layers)
+    for x in (torch.rand(4, 6), -torch.rand(4, 6)):
+        torch.testing.assert_close(learner.export(0)(x), answer(learner, x, 0))
+
+
 def test_layers_called_twice_or_tied_are_no_layers_with_units() -> None:
     graph = graph_of(Twice(), 1, 6, 6)
     assert [layer.path for layer in graph.layers] == ["one", "last"]
