@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import operator
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping
@@ -81,11 +82,21 @@ def standalone(module: nn.Module) -> nn.Module:
     return unfreeze(module).requires_grad_(False)
 
 
-def selecting(network: Module, select: Callable[[Any], Tensor] | None) -> Module:
-    """The network, changed in place: it returns what `select` makes of what it returned.
+def as_called(network: Module, select: Callable[[Any], Tensor] | None, shape: Any) -> Module:
+    """The network, changed in place: called with one batch, it does what the learner did around it.
 
-    A hook does it, which needs PyTorch and that function alone.
+    It takes a dictionary where the learner gave that by keyword, and returns what `select` makes of what it returned.
+    Hooks do it, which need PyTorch and that function alone.
+
+    Args:
+        select: of the learner; None where the network returns features.
+        shape: of an input, see `inputs.shapes`; None where it is not known.
     """
+    if inputs.by_keyword(network, shape):
+        graph = fx.Graph()
+        _, given, _ = (graph.placeholder(name) for name in ("module", "given", "named"))
+        graph.output(((), graph.call_function(operator.getitem, (given, 0))))
+        network.register_forward_pre_hook(fx.GraphModule(nn.Module(), graph, "ByKeyword"), with_kwargs=True)
     if select is not None:
         graph, holder = fx.Graph(), nn.Module()
         out = [graph.placeholder(name) for name in ("module", "given", "out")][-1]

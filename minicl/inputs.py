@@ -6,6 +6,7 @@ sample: token ids of shape (n, length) with their mask of the same shape, a pict
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -127,6 +128,18 @@ def nbytes(x: Tree) -> int:
 def numel(x: Tree) -> int:
     """Numbers in all leaves."""
     return sum(leaf.numel() for leaf in tensors(x))
+
+
+def by_keyword(network: torch.nn.Module, x: Any) -> bool:
+    """Whether x, inputs or their shapes, is a dictionary whose keys are all parameters of the network's `forward`.
+
+    Such a dictionary is given by keyword, as token ids and their mask are to a language model; everything else is one
+    argument.
+    """
+    if not isinstance(x, Mapping) or not x:
+        return False
+    names = inspect.signature(network.forward).parameters
+    return all(name in names for name in x)
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .freezing import copied, parameters_of, selecting, standalone
+from .freezing import as_called, copied, parameters_of, standalone
 from .records import State
 
 
@@ -79,7 +79,7 @@ class Storable(State):
             ValueError: a task id that is missing (in scenario "task") or not learned.
         """
         task_id = self.check_finished(task_id)
-        network = selecting(copied(self.export_backbone(task_id)), self.select)
+        network = as_called(copied(self.export_backbone(task_id)), self.select, self.input_shape)
         return standalone(nn.Sequential(network, self._export_head(task_id)))
 
     def export_backbone(self, task_id: int | None) -> nn.Module:

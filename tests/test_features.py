@@ -187,10 +187,10 @@ def test_names_that_cannot_be_packed_are_refused(wrong: Any) -> None:
 class ByKeyword(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(20, 8)
+        self.embedding, self.layer = nn.Embedding(20, 8), nn.Linear(8, 8)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        h = self.embedding(ids)
+        h = self.layer(self.embedding(ids)).relu()
         return h.mean(1) if mask is None else (h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
@@ -204,3 +204,18 @@ def test_a_dictionary_goes_by_keyword_where_it_fits() -> None:
     for network in (ByKeyword(), AsOne()):
         learner = minicl.FineTune(network)
         assert learner.apply_network(network, x).shape == (3, 8)
+
+
+@pytest.mark.parametrize("make", [minicl.FineTune, minicl.HAT, minicl.PackNet, minicl.DER])
+@pytest.mark.parametrize("network", [ByKeyword, AsOne])
+@pytest.mark.filterwarnings(r"ignore:task \d+ switched off every unit", "ignore:only .* can learn after the first task")
+def test_what_is_exported_takes_the_dictionary_too(make: Any, network: Callable[[], nn.Module], tmp_path: Path) -> None:
+    x = {"ids": torch.randint(20, (6, 5)), "mask": torch.ones(6, 5)}
+    learner = make(network())
+    data = (x, torch.arange(6) % 2)
+    minicl.run(learner, [Task(0, 2, data, test=data)], epochs=1, progress=False)
+    learner.eval()
+    with torch.no_grad():
+        torch.save(learner.export(0), tmp_path / "exported")
+        exported = torch.load(tmp_path / "exported", weights_only=False)
+        torch.testing.assert_close(exported(x), learner(x, 0))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
-from ..freezing import FrozenEntries, TaskModules, Template, copied, evaluating, parameters_of, selecting, standalone
+from ..freezing import FrozenEntries, TaskModules, Template, as_called, copied, evaluating, parameters_of, standalone
 from ..inputs import Tree
 from ..layers import columns, set_tensors
 from ..learner import TaskRecord
@@ -308,7 +308,7 @@ class Extractors(Replay):
         x = graph.placeholder("x")
         parts, found = {}, []
         for t in self.reads(task_id):
-            parts[str(t)] = selecting(copied(self.extractor(t)), self.select)
+            parts[str(t)] = as_called(copied(self.extractor(t)), self.select, self.input_shape)
             given = graph.call_method("clone", (x,)) if self._writes_input else x
             found.append(graph.call_module(f"extractors.{t}", (given,)))
         features = graph.call_function(torch.cat, (found, 1))

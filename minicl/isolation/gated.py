@@ -16,12 +16,12 @@ from ..freezing import (
     Finished,
     HiddenTensors,
     TaskModules,
+    as_called,
     built,
     check_built,
     copied,
     every_name,
     one_at_a_time,
-    selecting,
     standalone,
     switched_off,
     weight_at,
@@ -308,7 +308,7 @@ class GatedNetwork(Learner):
         before = nn.Sequential(copied(network), self.heads.alone(t))
         after = units.without_units(network, self.heads.alone(t), self.graph, self.masks(t))
         for each in (before, after):
-            selecting(each[0], self.select)
+            as_called(each[0], self.select, self.input_shape)
         x = None
         if self.graph.numbers and self.input_shape is not None:
             x = self._like.new_zeros(100, *self.input_shape)

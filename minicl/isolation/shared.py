@@ -12,12 +12,12 @@ from ..freezing import (
     Finished,
     FrozenEntries,
     TaskModules,
+    as_called,
     built,
     check_built,
     copied,
     every_name,
     one_at_a_time,
-    selecting,
     standalone,
     switched_off,
     weight_at,
@@ -228,7 +228,7 @@ class SharedNetwork(Learner):
         with torch.no_grad():
             for name, value in self.masked_tensors(task_id).items():
                 places[name].data = value.detach().clone()  # in its order in memory: in another, other bits come out
-        network, head = selecting(network, self.select), standalone(self.heads.alone(task_id))
+        network, head = as_called(network, self.select, self.input_shape), standalone(self.heads.alone(task_id))
         return nn.Sequential(SparseNetwork(network, list(self.names.values())) if sparse else network, head).eval()
 
     def blank_copy(self, task_id: int) -> nn.Module:
