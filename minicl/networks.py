@@ -6,11 +6,10 @@ Any other `nn.Module` with that shape of output serves as well; these are here s
 from __future__ import annotations
 
 import hashlib
-import inspect
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import pairwise
@@ -18,7 +17,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
+from . import inputs
 from .freezing import copied
 
 
@@ -167,15 +168,8 @@ def _digest(network: nn.Module) -> str:
 
 
 def arguments(network: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How a batch is handed to a network: as one argument, or by keyword.
-
-    A dictionary whose keys are all parameters of the network's `forward` is given by keyword, as token ids and their
-    mask are to a language model. Everything else is one argument.
-    """
-    if not isinstance(x, Mapping):
-        return (x,), {}
-    names = inspect.signature(network.forward).parameters
-    return ((), dict(x)) if x and all(name in names for name in x) else ((x,), {})
+    """How a batch is handed to a network: as one argument, or by keyword; see `inputs.by_keyword`."""
+    return ((), dict(x)) if inputs.by_keyword(network, x) else ((x,), {})
 
 
 _TRAINED_BY: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()
@@ -213,6 +207,17 @@ def check_backbone(backbone: nn.Module, method: str) -> None:
             raise ValueError(
                 f"layer {name!r} ({type(module).__name__}) has no weights yet; run a batch through the network first"
             )
+
+
+def taken_off_with(layer: nn.Module) -> str:
+    """Which function makes a weight that a layer computes from others (weight_norm and the like) plain again."""
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, prune.BasePruningMethod):
+            return "torch.nn.utils.prune.remove"
+        name = {"WeightNorm": "weight", "SpectralNorm": "spectral"}.get(type(hook).__name__)
+        if name:
+            return f"torch.nn.utils.remove_{name}_norm"
+    return "torch.nn.utils.parametrize.remove_parametrizations"
 
 
 def no_replicas(backbone: nn.Module, method: str) -> None:

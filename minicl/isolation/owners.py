@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..freezing import Hidden, every_name, weight_at
+from ..networks import taken_off_with
 from ..tensors import TensorDict, without_dots
 
 LAYERS = (
@@ -109,8 +110,7 @@ def prunable(backbone: nn.Module, method: str = "PackNet", more: Sequence[str] =
             if weight is None:
                 raise ValueError(
                     f"{where} computes its {attribute} from other parameters (weight_norm, spectral_norm, ...); "
-                    f"{method} needs it as a parameter: take that off first, with "
-                    "torch.nn.utils.parametrize.remove_parametrizations"
+                    f"{method} needs it as a parameter: take that off first, with {taken_off_with(module)}"
                 )
             if isinstance(weight, nn.UninitializedParameter):
                 raise ValueError(f"{where} has no weights yet; run a batch through the network first")

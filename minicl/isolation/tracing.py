@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import linecache
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from .. import inputs
 from ..freezing import one_at_a_time
-from .columns import attends
+from .columns import Column, attends
 
 NAME = "ProgressiveNetwork"
 
@@ -34,16 +38,43 @@ def traced(network: nn.Module, x: Any) -> fx.GraphModule:
     problems = []
     for way in (_by_fx, _by_export):
         try:
-            with one_at_a_time(), _lengths():
+            with one_at_a_time(), _lengths(), redirect_stderr(StringIO()):  # where torch.export prints whole graphs
                 found = way(network, x)
         except Exception as error:  # tracers stop with anything
-            problems.append(f"{way.__doc__}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+            said = str(error).strip().partition("\n")[0]
+            problems.append(f"{way.__doc__}: {_where(network, error)}{type(error).__name__}: {said}")
         else:
             return found
     raise ValueError(
         f"the network cannot be written down without its own classes ({'; '.join(problems)}). What helps: a forward "
-        "without branches that depend on values; or keep the learner, with save and load"
+        "without branches that depend on values (torch.where in their place), and of torch alone; or keep the learner, "
+        "with save and load"
     )
+
+
+def _where(network: nn.Module, error: BaseException) -> str:
+    """Where a tracer stopped, in words: the innermost module of the user's, and the line of their code."""
+    paths: dict[int, str] = {}
+    for part in network.modules():
+        if isinstance(part, Column):  # which are all alike
+            paths |= {id(module): path for path, module in part.layers.named_modules()}
+    module = line = ""
+    known: BaseException | None = error
+    while known is not None and not line:
+        for frame, number in traceback.walk_tb(known.__traceback__):
+            package = frame.f_globals.get("__name__", "").partition(".")[0]
+            if package not in ("torch", "minicl"):
+                within = next((frame.f_locals.get(name) for name in frame.f_code.co_varnames[:1]), None)
+                if id(within) in paths:
+                    module = f"in {_called(paths[id(within)])} ({type(within).__name__}), "
+                file = frame.f_code.co_filename
+                line = f'{Path(file).name}, line {number}, "{linecache.getline(file, number).strip()}": '
+        known = known.__cause__ or known.__context__
+    return module + line
+
+
+def _called(path: str) -> str:
+    return f"layer {path!r}" if path else "the backbone"
 
 
 @contextmanager
@@ -75,9 +106,9 @@ def _by_fx(network: nn.Module, x: Any) -> fx.GraphModule:
     if attends(network):
         raise TypeError("PyTorch's attention computes in one of two ways, as it finds quicker")
     graph = _Tracer().trace(network)
-    foreign = [node.target for node in graph.nodes if node.op == "call_function" and not _of_torch(node.target)]
-    if foreign:
-        raise TypeError(f"it calls {foreign[0].__module__}.{foreign[0].__name__}")
+    for node in graph.nodes:
+        if node.op == "call_function" and not _of_torch(node.target):
+            raise TypeError(f"it calls {node.target.__module__}.{node.target.__name__}")
     return _same(network, network, graph, x)
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..freezing import FrozenEntries, copied, corner, evaluating, every_name, standalone
-from .graph import HEAD, Graph, Recorder, follow, is_layer
+from ..networks import taken_off_with
+from .graph import CONVOLUTIONS, HEAD, TRANSPOSED, Graph, Recorder, follow, is_layer
 from .task_norms import NORMS
 
 Call = Callable[[nn.Module], Tensor]
@@ -164,13 +165,19 @@ def unpacked(packed: Tensor, n: int) -> Tensor:
 
 def check_layers(network: nn.Module) -> None:
     """ValueError where no layer could be gated."""
-    if not any(is_layer(module) for module in network.modules()):
-        raise ValueError(
-            f"the backbone ({type(network).__name__}) has no layer with units that can be gated: no Linear or "
-            "convolution with a plain weight. Take off weight_norm and the like with "
-            "torch.nn.utils.parametrize.remove_parametrizations; minicl.PackNet takes recurrent layers, and any other "
-            "module by its name"
-        )
+    if any(is_layer(module) for module in network.modules()):
+        return
+    computed = [
+        f"; layer {path!r} ({type(module).__name__}) computes its weight from other parameters (weight_norm, "
+        f"spectral_norm, ...): take that off first, with {taken_off_with(module)}"
+        for path, module in network.named_modules()
+        if isinstance(module, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)) and "weight" not in module._parameters
+    ]
+    raise ValueError(
+        f"the backbone ({type(network).__name__}) has no layer with units that can be gated: no Linear or convolution "
+        f"with a plain weight{''.join(computed[:4])}; minicl.PackNet takes recurrent layers, and any other module by "
+        "its name"
+    )
 
 
 def units_of(network: nn.Module, call: Call, numbers: bool, answers: bool = False) -> Graph:

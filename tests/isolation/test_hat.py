@@ -640,7 +640,13 @@ def test_compression() -> None:
         (nn.Sequential(nn.LazyLinear(8), nn.ReLU()), r"layer '0' \(LazyLinear\) has no weights yet; run a batch"),
         (nn.Sequential(nn.Flatten(), nn.ReLU()), r"\(Sequential\) has no layer with units that can be gated"),
         (nn.LSTM(4, 4), r"\(LSTM\) has no layer with units .*; minicl\.PackNet takes recurrent layers"),
-        (parametrizations.weight_norm(nn.Linear(4, 4)), r"Take off weight_norm .*remove_parametrizations"),
+        (
+            nn.Sequential(
+                nn.utils.spectral_norm(nn.Linear(4, 4)), nn.ReLU(), parametrizations.weight_norm(nn.Linear(4, 4))
+            ),
+            r"; layer '0' \(Linear\) computes its weight .*remove_spectral_norm"
+            r"; layer '2' \(ParametrizedLinear\) computes its weight .*remove_parametrizations;",
+        ),
     ],
 )
 def test_a_network_without_units_is_refused(network: nn.Module, words: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from backbones import Attention
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 import minicl
 from minicl import PackNet
@@ -18,8 +18,13 @@ def test_networks_that_cannot_be_packed_are_refused_by_name() -> None:
         PackNet(nn.Embedding(3, 4))
     with pytest.raises(ValueError, match="no layer to prune"):
         PackNet(minicl.mlp(8, 5).requires_grad_(False))
-    for wrapped in (parametrizations.weight_norm(nn.Linear(8, 5)), parametrizations.spectral_norm(nn.Linear(8, 5))):
-        with pytest.raises(ValueError, match=r"layer '1' \(.*Linear\) computes its weight from other parameters"):
+    for wrapped, helps in (
+        (parametrizations.weight_norm(nn.Linear(8, 5)), "parametrize.remove_parametrizations"),
+        (prune.l1_unstructured(nn.Linear(8, 5), "weight", 0.5), "prune.remove"),
+        (nn.utils.spectral_norm(nn.Linear(8, 5)), "remove_spectral_norm"),
+    ):
+        words = rf"layer '1' \(.*Linear\) computes its weight from other parameters .* with torch\.nn\.utils\.{helps}$"
+        with pytest.raises(ValueError, match=words):
             PackNet(nn.Sequential(nn.Flatten(), wrapped))
     with pytest.raises(ValueError, match=r"layer '1' \(LazyLinear\) has no weights yet"):
         PackNet(nn.Sequential(nn.Flatten(), nn.LazyLinear(5)))
