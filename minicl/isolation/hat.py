@@ -168,10 +168,10 @@ class HAT(GatedNetwork):
 
     Behind every layer with units stands a gate. Its mask goes with the units through activations, pooling and the like;
     where branches meet in a sum it is the union of theirs, in a concatenation they stand side by side. Where something
-    is not understood (recurrence, a function of one's own), all units count as read, and so they do in the whole network
-    where its way depends on values (`if h.sum() > 0`). Norms, and whatever has at most one axis and leads to no units,
-    are kept once per task; larger parameters of that kind (embeddings, recurrent layers) are trained with the first
-    task and frozen after it: see `capacity()["frozen"]`.
+    is not understood (recurrence, a function of one's own), all units count as read; so they do in a network whose
+    way depends on values (`if h.sum() > 0`). Norms, and whatever has at most one axis and leads to no units, are kept
+    once per task; larger parameters of that kind (embeddings, recurrent layers) are trained with the first task and
+    frozen after it: see `capacity()["frozen"]`.
 
     In `nn.MultiheadAttention` each head is a unit, and so is each entry of what out_proj makes: `capacity()["layers"]`
     has them as "path.heads" and "path.out_proj". A gate on a head stands before out_proj, so closed heads may attend to
