@@ -60,18 +60,19 @@ def chain(backbone: nn.Module, method: str) -> tuple[list[str], list[str]]:
     return names, relus
 
 
-def incoming(layer: Any) -> Tensor:
-    """What comes into each unit of a layer, bias last: shape (units, weights)."""
-    weight: Tensor = layer.weight.detach().flatten(1)
-    return weight.clone() if layer.bias is None else torch.cat([weight, layer.bias.detach()[:, None]], 1)
+def incoming(layer: Any, first: int = 0) -> Tensor:
+    """What comes into each unit of a layer from the unit `first` on, bias last: shape (units, weights)."""
+    weight: Tensor = layer.weight.detach()[first:].flatten(1)
+    return weight.clone() if layer.bias is None else torch.cat([weight, layer.bias.detach()[first:, None]], 1)
 
 
-def set_incoming(layer: Any, rows: Tensor) -> None:
+def set_incoming(layer: Any, rows: Tensor, first: int = 0) -> None:
     """The inverse of `incoming`."""
     n = layer.weight[0].numel()
-    layer.weight.copy_(rows[:, :n].view_as(layer.weight))
+    weight = layer.weight[first:]
+    weight.copy_(rows[:, :n].view_as(weight))
     if layer.bias is not None:
-        layer.bias.copy_(rows[:, n])
+        layer.bias[first:].copy_(rows[:, n])
 
 
 def by_input_unit(layer: Any, below: Tensor) -> Tensor:

@@ -284,12 +284,12 @@ class DEN(StampedNetwork):
         for parameter, rows, cols in self._step.sparse:
             if id(parameter) in self._stepping:  # another optimiser takes its step for itself
                 for part in (parameter[rows:], parameter[:rows, cols:]):
-                    part.copy_(soft_threshold(part, self.l1))
+                    if part.numel():
+                        part.copy_(soft_threshold(part, self.l1))
         for layer, first in self._step.new:
             if id(layer.weight) in self._stepping:
-                units = incoming(layer)  # (units, all that comes into each)
-                units[first:] = group_soft_threshold(units[first:], self.group)
-                set_incoming(layer, units)
+                units = incoming(layer, first)  # (new units, all that comes into each)
+                set_incoming(layer, group_soft_threshold(units, self.group), first)
         super().after_step()
 
     def _leave(self, snapshot: Snapshot | None) -> None:
