@@ -14,6 +14,9 @@ rules    PackNet, HAT and PNN with that setting, every rule, on test images: acc
          error of the largest softmax probability; and with 200 stored images, 20 a class, a scale and a shift a task.
          HAT and PNN are not searched.
 memory   ER with 200 images, and WA after every task of it; NCM and SLDA on pixels and on features of the first task.
+pretrained  NCM and SLDA on features of EfficientNet-Lite0, which has learned ImageNet (what has to be installed:
+         benchmarks/pretrained.py), from a few images of each class, and on the pixels of the same images. SLDA's
+         epsilon is the best on the seed's validation images.
 speed    Twenty tasks: what asking costs, in forward passes of one task; and a step of ICaRL and of generative replay in
          plain steps. Alternating, in one process; not in parallel with anything.
 """
@@ -45,12 +48,15 @@ from minicl.samples import Samples
 
 RESULTS = Path(__file__).resolve().parent / "results" / "without_task_id.json"
 TASKS, BATCH, WIDTH, STORED = 5, 128, 400, 200
+EPSILONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+SIDES = (48, 96)  # pixels, of the images that the network is given
+FEW = {"train": 300, "valid": 50, "test": 200}  # images of each class, for a network that takes its time
 ADAM = partial(torch.optim.Adam, lr=1e-3)
 SHARES = [1 / (TASKS - k) for k in range(TASKS)]
 SEARCH_SEEDS = (100,)
 GRID = [
     {"rotations": rotations, "width": 400, "dropout": dropout, "epochs": epochs}
-    for rotations, lengths in ((False, (1, 3, 10)), (True, (3, 10, 20)))
+    for rotations, lengths in ((False, (1, 3, 10)), (True, (3, 10)))
     for dropout in (0.0, 0.5)
     for epochs in lengths
 ]
@@ -144,7 +150,7 @@ def rules(root: str, out: Path, seed: int, method: str, rotations: bool) -> dict
     x, y = (torch.cat([getattr(task.test, what) for task in stream]) for what in "xy")
     sure = inference.task_scores(learner, x, "softmax").amax(1)
     right = minicl.predict(learner, x, "softmax") == y
-    stored = [_few(task, STORED // (2 * TASKS), seed) for task in told]
+    stored = [_few(task.train, STORED // (2 * TASKS), seed) for task in told]
     ids = torch.cat([torch.full_like(part.y, task.id) for part, task in zip(stored, told, strict=True)])
     few_x, few_y = (torch.cat([getattr(part, what) for part in stored]) for what in "xy")
     calibrations = {}
@@ -164,11 +170,11 @@ def rules(root: str, out: Path, seed: int, method: str, rotations: bool) -> dict
     }
 
 
-def _few(task: minicl.Task, n: int, seed: int) -> Samples:
-    """n training samples of each class."""
+def _few(samples: Samples, n: int, seed: int) -> Samples:
+    """n samples of each class."""
     generator = torch.Generator().manual_seed(seed)
-    rows = [(task.train.y == c).nonzero().flatten() for c in range(task.n_outputs)]
-    found: Samples = task.train[torch.cat([r[torch.randperm(len(r), generator=generator)[:n]] for r in rows])]
+    rows = [(samples.y == c).nonzero().flatten() for c in samples.y.unique()]
+    found: Samples = samples[torch.cat([r[torch.randperm(len(r), generator=generator)[:n]] for r in rows])]
     return found
 
 
@@ -195,6 +201,47 @@ def memory(root: str, out: Path, seed: int, name: str) -> dict[str, Any]:
     capacity = learner.capacity()
     size = capacity["bytes"] + capacity["extra_bytes"]
     return {"method": name, "seed": seed, "ACC": statistics.mean(accuracies), "bytes": size}
+
+
+@torch.no_grad()
+def on_features(root: str, out: Path, seed: int) -> dict[str, Any]:
+    """ACC of means over a network that has learned something else, and over pixels, from the same few images."""
+    from pretrained import lite0, prepared
+
+    network = lite0().eval()
+    own = sum(p.nbytes for p in network.parameters())
+    stream = stream_of(root, seed)
+    few = {part: [_few(getattr(task, part), n, seed) for task in stream] for part, n in FEW.items()}
+    found: dict[str, Any] = {"seed": seed, "images": FEW, "ACC": {}, "bytes": {}, "epsilon": {}}
+    for name, side in (("pixels", None), *((f"EfficientNet, {side} pixels", side) for side in SIDES)):
+
+        def made(x: Tensor, side: int | None = side) -> Tensor:
+            return x.flatten(1) if side is None else torch.cat([network(prepared(p, side)) for p in x.split(100)])
+
+        parts = {part: [(made(samples.x), samples.y) for samples in all_of] for part, all_of in few.items()}
+        still = {"train_first": False}
+        judge = partial(_learned, stream, parts)
+        tried = {e: judge(minicl.SLDA(nn.Flatten(), epsilon=e, **still), "valid")[0] for e in EPSILONS}
+        epsilon = found["epsilon"][name] = max(tried, key=tried.__getitem__)
+        for method, learner in (
+            ("NCM", minicl.NCM(nn.Flatten(), **still)),
+            ("SLDA", minicl.SLDA(nn.Flatten(), epsilon=epsilon, **still)),
+        ):
+            accuracy, size = judge(learner, "test")
+            found["ACC"][f"{method}, {name}"] = accuracy
+            found["bytes"][f"{method}, {name}"] = size + own * (side is not None)
+    return found
+
+
+def _learned(
+    stream: minicl.TaskStream, parts: dict[str, Any], learner: minicl.Learner, judge: str
+) -> tuple[float, int]:
+    """ACC on one part of the data, and the bytes that are kept."""
+    tasks = [
+        minicl.Task(t.id, t.n_outputs, parts["train"][t.id], None, parts[judge][t.id], scenario="class") for t in stream
+    ]
+    result = minicl.run(learner, tasks, progress=False)
+    return result.average_accuracy, result.capacity["bytes"] + result.capacity["extra_bytes"]
 
 
 def speed(root: str, out: Path, seed: int) -> dict[str, Any]:
@@ -258,9 +305,15 @@ def _ratios(ways: dict[str, Callable[[], Any]], rounds: int = 9) -> dict[str, fl
     return {name: statistics.median(values) / first for name, values in times.items()}
 
 
-PARTS = ("search", "rules", "memory", "speed")
+PARTS = ("search", "rules", "memory", "pretrained", "speed")
 MEMORY = ("ER", "ER and WA", "BiC", "ICaRL", "NCM, pixels", "SLDA, pixels", "NCM, first task", "SLDA, first task")
-DO: dict[str, Callable[..., dict[str, Any]]] = {"search": search, "rules": rules, "memory": memory, "speed": speed}
+DO: dict[str, Callable[..., dict[str, Any]]] = {
+    "search": search,
+    "rules": rules,
+    "memory": memory,
+    "pretrained": on_features,
+    "speed": speed,
+}
 
 
 def jobs_of(part: str, seeds: list[int]) -> list[tuple[str, tuple[Any, ...]]]:
@@ -278,6 +331,8 @@ def jobs_of(part: str, seeds: list[int]) -> list[tuple[str, tuple[Any, ...]]]:
             for name in MEMORY
             for seed in seeds
         ]
+    if part == "pretrained":
+        return [(f"pretrained-{seed}", (seed,)) for seed in seeds]
     return [("speed-0", (0,))]
 
 
