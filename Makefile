@@ -94,7 +94,7 @@ browser-test: $(READY) ## read the built book in Chromium: every page, no networ
 	elif [ ! -f _build/html/index.html ]; then \
 	  echo "browser-test: no book in _build/html; run 'make book' first" >&2; exit 1; \
 	else \
-	  CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest --confcutdir=tests/browser -n 2 --dist loadgroup tests/browser; \
+	  CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest --confcutdir=tests/browser -n 2 tests/browser; \
 	fi
 
 format: $(READY) ## let ruff put code and notebooks in order
