@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass, field
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urldefrag, urljoin
 
 import scripts
 from playwright.sync_api import Browser, Page
@@ -24,6 +27,8 @@ def find_chromium() -> str | None:
 
 
 PAGES = scripts.toc_pages()
+CHAPTERS = [page for page in PAGES if (ROOT / f"{page}.ipynb").is_file()]
+API = [page for page in PAGES if page.startswith("book/api/")]
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -78,3 +83,48 @@ def visit(browser: Browser, address: str, name: str, width: str = "desktop") -> 
     # colours are read right after the theme has changed: no fading
     page.add_style_tag(content="*, *::before, *::after { transition: none !important; animation: none !important; }")
     return here
+
+
+# Links, as they stand in the files
+
+
+def links(page: str, pattern: str) -> list[tuple[str, str]]:
+    """The links of a page whose tag matches, as (page, anchor)."""
+    html = (HTML / f"{page}.html").read_text(encoding="utf-8")
+    found = []
+    for tag in re.findall(rf"<a [^>]*{pattern}[^>]*>", html):
+        target = re.search(r'href="([^"]*)"', tag)
+        assert target, tag
+        path, anchor = urldefrag(urljoin(f"/{page}.html", unquote(target[1])))
+        found.append((path.removeprefix("/").removesuffix(".html"), anchor))
+    return found
+
+
+def equation_links() -> set[tuple[str, str, str]]:
+    """From the functions below equations, as (page, page of the function, anchor)."""
+    return {
+        (page, f"book/{target[1]}", target[2])
+        for page in PAGES
+        for block in re.findall(
+            r'<p class="equation-code">.*?</p>', (HTML / f"{page}.html").read_text(encoding="utf-8"), re.DOTALL
+        )
+        for target in [re.search(r'href="([^"#]*)\.html#([^"]*)"', block)]
+        if target
+    }
+
+
+def function_links() -> set[tuple[str, str]]:
+    """From functions back to equations."""
+    return {target for page in API for target in links(page, 'href="[^"]*#equation-[^"]*"')}
+
+
+def code_links(page: str) -> set[tuple[str, str]]:
+    """From names in code."""
+    return set(links(page, 'class="[^"]*sphinx-codeautolink-a[^"]*"'))
+
+
+@functools.cache
+def targets() -> set[tuple[str, str]]:
+    """Where all of these lead."""
+    equations = {(name, anchor) for _, name, anchor in equation_links()}
+    return equations | function_links() | set().union(*map(code_links, CHAPTERS))

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import re
 from typing import Any
-from urllib.parse import unquote, urldefrag, urljoin
+from urllib.parse import urldefrag
 
 import pytest
-from browser.reader import HTML, PAGES, ROOT, visit
+from browser.reader import (
+    API,
+    CHAPTERS,
+    HTML,
+    PAGES,
+    code_links,
+    equation_links,
+    function_links,
+    links,
+    targets,
+    visit,
+)
 from playwright.sync_api import Browser, Page
 
-CHAPTERS = [page for page in PAGES if (ROOT / f"{page}.ipynb").is_file()]
 NAMES = {page.removeprefix("book/") for page in CHAPTERS}
-API = [page for page in PAGES if page.startswith("book/api/")]
 
 
 def test_search_finds_packnet(fresh: Any) -> None:
@@ -64,25 +73,18 @@ def test_theme_switch(fresh: Any, width: str) -> None:
     assert page.evaluate("document.documentElement.dataset.theme") == "dark", "the choice is remembered"
 
 
-def test_next_and_previous_lead_through_the_book(fresh: Any, site: str) -> None:
-    page: Page = fresh("book/index").page
-    page.goto(site, wait_until="commit")  # the front door
-    page.wait_for_url("**/book/index.html")
-    page.route("**/*.{js,png,woff,woff2}", lambda route: route.abort())  # links work without scripts
-
-    def walk(link: str) -> list[str]:
-        names = []
-        while True:
-            names.append(page.url.removeprefix(site).removesuffix(".html"))
-            step = page.locator(f"a.{link}")
-            if not step.count() or len(names) > len(PAGES):  # the end, or a circle
-                return names
-            target = step.evaluate("link => link.href")
-            step.click()
-            page.wait_for_url(target, wait_until="domcontentloaded")
-
-    assert walk("right-next") == PAGES
-    assert walk("left-prev") == PAGES[::-1]
+def test_next_and_previous_lead_on_without_scripts(browser: Browser, site: str) -> None:
+    """A few steps from the front door; each page's own two links: tests/browser/test_pages.py."""
+    page = browser.new_page(java_script_enabled=False)
+    try:
+        page.goto(site, wait_until="commit")
+        page.wait_for_url("**/book/index.html")
+        for link, pages in (("right-next", PAGES[1:4]), ("left-prev", PAGES[2::-1])):
+            for name in pages:
+                page.locator(f"a.{link}").click()
+                page.wait_for_url(f"{site}{name}.html", wait_until="domcontentloaded")
+    finally:
+        page.close()
 
 
 def test_the_keyboard_is_seen_wherever_it_is(fresh: Any) -> None:
@@ -108,49 +110,20 @@ def test_the_keyboard_is_seen_wherever_it_is(fresh: Any) -> None:
             assert "Skip to main content" in stop["html"]
 
 
-# Links
+# Links (tests/browser/test_pages.py follows them)
 
 
-def links(page: str, pattern: str) -> list[tuple[str, str]]:
-    """The links of a page whose tag matches, as (page, anchor)."""
-    html = (HTML / f"{page}.html").read_text(encoding="utf-8")
-    found = []
-    for tag in re.findall(rf"<a [^>]*{pattern}[^>]*>", html):
-        target = re.search(r'href="([^"]*)"', tag)
-        assert target, tag
-        path, anchor = urldefrag(urljoin(f"/{page}.html", unquote(target[1])))
-        found.append((path.removeprefix("/").removesuffix(".html"), anchor))
-    return found
+def test_links_between_equations_and_code_are_on_pages_that_are_opened() -> None:
+    assert {name for name, _ in targets()} <= set(PAGES)
 
 
-def follow(fresh: Any, targets: set[tuple[str, str]]) -> None:
-    """Go to each target in the browser, and see that it is there."""
-    for name in sorted({name for name, _ in targets}):
-        page: Page = fresh(name).page
-        for anchor in sorted(anchor for there, anchor in targets if there == name):
-            page.evaluate("anchor => { location.hash = anchor; }", anchor)
-            assert page.evaluate("document.querySelector(':target')?.id") == anchor, f"{name} has no #{anchor}"
-            assert page.locator(":target").is_visible()
-
-
-def test_each_equation_leads_to_its_function(fresh: Any) -> None:
-    found = {
-        (page, *target)
-        for page in PAGES
-        for block in re.findall(
-            r'<p class="equation-code">.*?</p>', (HTML / f"{page}.html").read_text(encoding="utf-8"), re.DOTALL
-        )
-        for target in [re.search(r'href="([^"#]*)\.html#([^"]*)"', block)]
-        if target
-        for target in [(f"book/{target[1]}", target[2])]
-    }
+def test_each_equation_leads_to_its_function() -> None:
+    found = equation_links()
     assert len(found) >= 30
     assert {name for _, name, _ in found} <= set(API)
-    follow(fresh, {(name, anchor) for _, name, anchor in found})
 
 
-def test_each_function_leads_back_to_its_equations(fresh: Any) -> None:
-    back = {target for page in API for target in links(page, 'href="[^"]*#equation-[^"]*"')}
+def test_each_function_leads_back_to_its_equations() -> None:
     forth = {
         (page, anchor)
         for page in PAGES
@@ -160,18 +133,13 @@ def test_each_function_leads_back_to_its_equations(fresh: Any) -> None:
             re.DOTALL,
         )
     }
-    assert back == forth, "an equation that names its function is named by it, and the other way round"
-    follow(fresh, back)
+    assert function_links() == forth, "an equation that names its function is named by it, and the other way round"
 
 
-def test_names_in_code_lead_to_the_api(fresh: Any) -> None:
-    targets: set[tuple[str, str]] = set()
+def test_names_in_code_lead_to_the_api() -> None:
     for page in CHAPTERS:
-        here = set(links(page, 'class="[^"]*sphinx-codeautolink-a[^"]*"'))
-        assert any(name in API for name, _ in here), f"{page}: no name in its code leads to the API"
-        targets |= here
+        assert any(name in API for name, _ in code_links(page)), f"{page}: no name in its code leads to the API"
     assert len(CHAPTERS) > 5
-    follow(fresh, targets)
 
 
 def test_every_link_within_the_book_has_a_target() -> None:
