@@ -108,20 +108,34 @@ def unfold(here: Visit) -> None:
     )
 
 
+STATE = "summary => [summary.parentElement.open, summary.parentElement.getBoundingClientRect().height]"
+"""Whether a fold is open, and how high it is."""
+
+GO_THERE = f"""summary => {{
+    const box = summary.getBoundingClientRect();
+    if (!summary.checkVisibility({{ visibilityProperty: true }}) || !box.width || !box.height) return null;
+    summary.focus();
+    return ({STATE})(summary);
+}}"""
+"""The same, with the keyboard on it; null inside one that is still closed: its turn comes."""
+
+
 def test_what_is_folded_unfolds(opened: Visit) -> None:
     """Hints, solutions and hidden cells, by the keyboard alone."""
     page = opened.page
-    for summary in page.locator("article details:not(.admonition) > summary, article details > summary").all():
-        if not summary.is_visible():
-            continue  # inside one that is still closed: its turn comes
-        details = summary.locator("..")
-        was = details.evaluate("e => e.open")
-        summary.focus()
+    for summary in page.query_selector_all("article details > summary"):
+        before = summary.evaluate(GO_THERE)
+        if before is None:
+            continue
         page.keyboard.press("Enter")
-        assert details.evaluate("e => e.open") != was
+        after = summary.evaluate(STATE)
+        (was, _), (is_open, _) = before, after
+        assert is_open != was
+        (_, closed), (_, unfolded) = sorted((before, after))
+        assert unfolded > closed + 1, f"nothing in it: {summary.inner_text()}"
         if was:
             page.keyboard.press("Enter")
-        assert details.evaluate("e => e.getBoundingClientRect().height > e.firstElementChild.offsetHeight")
+            assert summary.evaluate(STATE)[0]
     for button in page.locator("article button.toggle-button").all():
         box = button.locator("xpath=ancestor::*[contains(@class, 'toggle')][1]")
         if button.is_visible() and box.evaluate("e => e.classList.contains('toggle-hidden')"):
