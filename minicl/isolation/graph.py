@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -214,7 +214,8 @@ class Recorder(TorchFunctionMode):
         nodes: the calls in order.
         shapes: of each value.
         returned: of each value, the modules that returned it, innermost first.
-        decides: whether Python was told numbers, so that another input may go another way.
+        decides: whether Python was told real numbers, or what follows from them, so that another input may go another
+            way. What follows from token ids and masks alone is taken for a look at their lengths.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -286,10 +287,19 @@ class Recorder(TorchFunctionMode):
         if unchanged:
             return self._apart(name, args, kwargs, result)
         made = any(True for _ in _tensors(result))
-        self.decides = self.decides or (name in DECISIONS and not made)
+        if name in DECISIONS and not made and not self.decides:
+            self.decides = self.follow_from_real(numbers)
         if made or any(t._version != version for t, version in before):
             self._note(name, None, "", args, kwargs, result, numbers)
         return result
+
+    def follow_from_real(self, numbers: Iterable[int]) -> bool:
+        """Whether some of these values are real numbers, or were made from some."""
+        found = set(numbers)
+        for node in reversed(self.nodes):
+            if not found.isdisjoint(node.outputs):
+                found.update(node.inputs)
+        return any(t.is_floating_point() for t, _, number in self._values.values() if number in found)
 
     def _apart(self, name: str, args: Any, kwargs: Any, result: Tensor) -> Tensor:
         numbers = [self.value(t) for t in _tensors((args, kwargs))]

@@ -378,6 +378,23 @@ def test_where_values_decide_on_the_way_every_unit_is_read_and_none_cut_out() ->
         torch.testing.assert_close(learner.export(0)(x), answer(learner, x, 0))
 
 
+def test_a_look_at_a_mask_decides_nothing_about_units() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.one, self.last = nn.Embedding(9, 6), nn.Linear(6, 9), nn.Linear(9, 8)
+
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            h = self.one(self.words(ids)).relu()
+            h = h if (mask == 1).all() else h * mask.unsqueeze(-1)
+            return self.last(h.mean(1))
+
+    x = {"ids": torch.zeros(2, 5, dtype=torch.long), "mask": torch.ones(2, 5, dtype=torch.long)}
+    learner = HAT(Masked())
+    learner.prepare(minicl.Task(0, 2, example=x))
+    assert read(learner.graph)["last.weight"] == "one"
+
+
 def test_layers_called_twice_or_tied_are_no_layers_with_units() -> None:
     graph = graph_of(Twice(), 1, 6, 6)
     assert [layer.path for layer in graph.layers] == ["one", "last"]
