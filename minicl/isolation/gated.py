@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,7 @@ from ..networks import no_replicas
 from ..tasks import Task
 from ..tensors import TensorDict
 from . import units
+from .columns import attends, slow_attention
 from .graph import HEAD, Graph
 from .task_norms import TaskNorms
 
@@ -109,8 +111,9 @@ class GatedNetwork(Learner):
         if not self.tasks[task_id].finished:
             self.gates.values = gates  # and they stay, for what computes a part once more in the backward pass
             self.gates.anew = lambda: self.gate_values(self.mask(task_id))
-            return self.apply_network(self.backbone, x)
-        with one_at_a_time(), self.gates.set(self.backbone, self.graph, gates):
+            with nullcontext() if self.backbone.training else self._all_layers_called():
+                return self.apply_network(self.backbone, x)
+        with self._all_layers_called(), self.gates.set(self.backbone, self.graph, gates):
             return self.apply_kept(self.backbone, x, self.masked_tensors(task_id))
 
     def mixed(self, x: Tensor, alpha: Tensor) -> Tensor:
@@ -126,9 +129,13 @@ class GatedNetwork(Learner):
         masks = torch.stack([self.mask(t) for t in self.learned])  # (tasks, units)
         gates, kept = self.gate_values(alpha @ masks.to(alpha.dtype)), dict(self.finished.tensors.items())
         kept |= {name: kept[first] for name, first in self.graph.aliases.items()}
-        with one_at_a_time(), self.gates.set(self.backbone, self.graph, gates):
+        with self._all_layers_called(), self.gates.set(self.backbone, self.graph, gates):
             h = self.apply_network(self.backbone, x, kept)
         return self.heads.mixed(h, alpha, self.learned)
+
+    def _all_layers_called(self) -> AbstractContextManager[Any]:
+        """One thread at a time; in evaluation mode attention has a second way, which passes over layers and gates."""
+        return slow_attention() if attends(self.backbone) else one_at_a_time()
 
     def masked_tensors(self, task_id: int) -> dict[str, Tensor]:
         """The backbone's tensors as this finished task reads them: others' weights 0, norms of its own. By every name.

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from ..freezing import FrozenEntries, copied, corner, evaluating, every_name, standalone
 from ..networks import taken_off_with
+from .columns import slow_attention
 from .graph import CONVOLUTIONS, HEAD, TRANSPOSED, Graph, Recorder, follow, is_layer
 from .task_norms import NORMS
 
@@ -191,22 +192,17 @@ def units_of(network: nn.Module, call: Call, numbers: bool, answers: bool = Fals
     Raises:
         ValueError: a network without a layer whose units can be told apart.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)  # in which layers are not called
-        with evaluating(network), torch.no_grad():
-            with Recorder(network) as recorder:
-                output = call(network)
-            graph = follow(network, recorder, output, answers)
-            if not graph.layers:
-                raise ValueError(
-                    f"no layer of the backbone ({type(network).__name__}) has units that can be gated: each is called "
-                    "several times or not at all, or shares its weight. Give each place a layer of its own, or use "
-                    "minicl.PackNet"
-                )
-            _try(network, graph, call)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with slow_attention(), evaluating(network), torch.no_grad():
+        with Recorder(network) as recorder:
+            output = call(network)
+        graph = follow(network, recorder, output, answers)
+        if not graph.layers:
+            raise ValueError(
+                f"no layer of the backbone ({type(network).__name__}) has units that can be gated: each is called "
+                "several times or not at all, or shares its weight. Give each place a layer of its own, or use "
+                "minicl.PackNet"
+            )
+        _try(network, graph, call)
     graph.numbers = numbers
     return graph
 
@@ -311,6 +307,8 @@ def alone(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     for module in network.modules():
         if isinstance(vars(module).get("forward"), _Heads):
             del module.forward
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False  # which no gate takes; the learner does without, too
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for number in [n for n, hook in hooks.items() if isinstance(hook, _Gate) or hook is _no_shortcut]:
                 del hooks[number]

@@ -569,6 +569,34 @@ def test_gates_stand_in_the_way_of_the_shortcut_of_a_whole_layer() -> None:
     learner.learn(task, fit)
 
 
+class Padded(nn.Module):
+    """Words of which some are padding: PyTorch's encoder leaves them out in evaluation mode, in a nested tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(9, 8)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        words = (8.9 * x).long()
+        h: Tensor = self.encoder(self.words(words), src_key_padding_mask=words == 0)
+        return h[:, 0]
+
+
+def test_padding_is_no_way_around_the_gates() -> None:
+    torch.manual_seed(0)
+    learner, x = HAT(Padded()), torch.rand(6, 7)
+    x[:3, 4:] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch, about nested tensors
+        first, second = small_tasks(n=2, shape=(7,))
+        Loop(learner).learn(first)
+        before = answers(learner, x, 0)
+        Loop(learner).learn(second)
+        assert same_bits(answers(learner, x, 0), before)
+        torch.testing.assert_close(learner.export(0)(x), before[0])
+
+
 def test_whatever_ends_a_pass_attention_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     learner, tasks = HAT(Attending(), c=0.2), small_tasks(n=2)
     attention: Any = learner.backbone.attention
