@@ -214,8 +214,8 @@ class Recorder(TorchFunctionMode):
         nodes: the calls in order.
         shapes: of each value.
         returned: of each value, the modules that returned it, innermost first.
-        decides: whether Python was told real numbers, or what follows from them, so that another input may go another
-            way. What follows from token ids and masks alone is taken for a look at their lengths.
+        decides: whether Python was told what follows from real numbers of the input, or from parameters, so another
+            input may go another way. What follows from token ids and masks alone is taken for a look at their lengths.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -294,12 +294,15 @@ class Recorder(TorchFunctionMode):
         return result
 
     def follow_from_real(self, numbers: Iterable[int]) -> bool:
-        """Whether some of these values are real numbers, or were made from some."""
-        found = set(numbers)
+        """Whether some of these values were made from real numbers of the input, or from parameters."""
+        found, made = set(numbers), set()
         for node in reversed(self.nodes):
             if not found.isdisjoint(node.outputs):
                 found.update(node.inputs)
-        return any(t.is_floating_point() for t, _, number in self._values.values() if number in found)
+                made.update(node.outputs)
+        buffers = {id(buffer) for buffer in self._network.buffers()}
+        given = {number: t.is_floating_point() and id(t) not in buffers for t, _, number in self._values.values()}
+        return any(given.get(number, True) for number in found - made)
 
     def _apart(self, name: str, args: Any, kwargs: Any, result: Tensor) -> Tensor:
         numbers = [self.value(t) for t in _tensors((args, kwargs))]

@@ -387,6 +387,7 @@ def test_a_look_at_a_mask_decides_nothing_about_units() -> None:
         def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
             h = self.one(self.words(ids)).relu()
             h = h if (mask == 1).all() else h * mask.unsqueeze(-1)
+            h = h if (torch.zeros(3, 3).triu() == 0).all() else -h  # numbers that no input changes
             return self.last(h.mean(1))
 
     x = {"ids": torch.zeros(2, 5, dtype=torch.long), "mask": torch.ones(2, 5, dtype=torch.long)}
