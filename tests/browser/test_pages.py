@@ -329,6 +329,15 @@ ALL_BUT_CONTRAST = """async () => {
 }"""
 
 
+def test_bold_numbers_are_those_that_a_table_calls_the_best(opened: Visit) -> None:
+    bold = opened.page.evaluate(
+        """() => [...document.querySelectorAll("article .pasted-text")]
+            .filter(e => getComputedStyle(e).fontWeight >= 600 && !e.closest("strong, th, b, h1, h2, h3, h4, dt"))
+            .map(e => e.textContent)"""
+    )
+    assert bold == []
+
+
 def axe(here: Visit, run: str) -> list[str]:
     result = here.page.evaluate(run)
     assert result["passes"], "nothing was checked"
