@@ -206,10 +206,9 @@ def memory(root: str, out: Path, seed: int, name: str) -> dict[str, Any]:
 @torch.no_grad()
 def on_features(root: str, out: Path, seed: int) -> dict[str, Any]:
     """ACC of means over a network that has learned something else, and over pixels, from the same few images."""
-    from pretrained import lite0, prepared
+    from pretrained import bytes_of, lite0, prepared
 
     network = lite0().eval()
-    own = sum(p.nbytes for p in network.parameters())
     stream = stream_of(root, seed)
     few = {part: [_few(getattr(task, part), n, seed) for task in stream] for part, n in FEW.items()}
     found: dict[str, Any] = {"seed": seed, "images": FEW, "ACC": {}, "bytes": {}, "epsilon": {}}
@@ -229,7 +228,7 @@ def on_features(root: str, out: Path, seed: int) -> dict[str, Any]:
         ):
             accuracy, size = judge(learner, "test")
             found["ACC"][f"{method}, {name}"] = accuracy
-            found["bytes"][f"{method}, {name}"] = size + own * (side is not None)
+            found["bytes"][f"{method}, {name}"] = size + (0 if side is None else bytes_of(network))
     return found
 
 

@@ -7,7 +7,7 @@ So places are found anew whenever it is drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 LEADER = {"arrowstyle": "-", "color": "#767676", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2}
 # right, left, above, below, then the corners; where all of these are taken, in a column on the right or on the left
-AROUND = [(1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8)]
-FARTHER = [(side * far, rows) for far in (16, 28, 44) for rows in (0, 1, -1, 2, -2, 3, -3, 4, -4) for side in (1, -1)]
+AROUND = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8)])
+ROWS = (0, 1, -1, 2, -2, 3, -3, 4, -4)
+FARTHER = np.array([(side * far, row) for far in (16.0, 28.0, 44.0) for row in ROWS for side in (1, -1)])
+Floats: TypeAlias = NDArray[np.float64]
 
 
 class _Placer(Artist):
@@ -121,60 +123,60 @@ def _beside(labels: list[Annotation], renderer: Any) -> None:
     points = ax.figure.get_dpi() / 72
     marks = ax.transData.transform([label.xy for label in labels]) / points
     axes_box = np.array(ax.get_window_extent().extents) / points
-    squares = [(x - 5, y - 5, x + 5, y + 5) for x, y in marks]
+    squares = np.concatenate([marks - 5, marks + 5], 1)  # (marks, 4): left, bottom, right, top
     crowd = (np.abs(marks[:, None] - marks).max(2) < 40).sum(1)
-    sizes = [
-        np.array(Text.get_window_extent(label, renderer).size) / points for label in labels
-    ]  # without the line to it
-    names: dict[int, tuple[float, float, float, float]] = {}
+    places = []  # where each name may stand, as boxes: beside its mark, or in a column with a line to it
+    for label, mark in zip(labels, marks, strict=True):
+        half = np.array(Text.get_window_extent(label, renderer).size) / points / 2  # without the line
+        beside = AROUND * np.add(half, (10, 6))
+        farther = FARTHER * (1, 2.1 * half[1]) + np.sign(FARTHER) * (half[0], 0)
+        centers = mark + np.concatenate([beside, farther])
+        places.append(np.concatenate([centers - half, centers + half], 1))
+    names = np.full((len(labels), 4), np.nan)  # nowhere yet
     for k in [*np.argsort(-crowd, kind="stable")] * 4:  # who has most neighbours chooses first, and may choose again
-        width, height = sizes[k]
-        near = [(dx * (width / 2 + 10), dy * (height / 2 + 6)) for dx, dy in AROUND]
-        far = [(dx + np.sign(dx) * width / 2, 1.05 * rows * height) for dx, rows in FARTHER]
-        others = squares[:k] + squares[k + 1 :], [box for n, box in names.items() if n != k]
-        costs = [
-            _cost(marks[k], place, (width, height), *others, axes_box) + 0.6 * n + 3 * (n >= len(near))
-            for n, place in enumerate(near + far)
-        ]
+        costs = _costs(marks[k], places[k], np.delete(squares, k, 0), np.delete(names, k, 0), axes_box)
         best = int(np.argmin(costs))
-        labels[k].xyann = (near + far)[best]
-        _lead(labels[k], best >= len(near))
-        x, y = marks[k] + (near + far)[best]
-        names[int(k)] = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        names[k] = places[k][best]
+        labels[k].xyann = tuple((names[k][:2] + names[k][2:]) / 2 - marks[k])
+        _lead(labels[k], best >= len(AROUND))
 
 
-def _cost(
-    mark: NDArray[np.float64],
-    place: tuple[float, float],
-    size: tuple[float, float],
-    squares: list[tuple[float, float, float, float]],
-    names: list[tuple[float, float, float, float]],
-    axes_box: NDArray[np.float64],
-) -> float:
-    """What speaks against a name at this place: what it or the line to it covers, and what leaves the axes."""
-    (x, y), (width, height) = mark + place, size
-    box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-    outside = np.maximum(axes_box[:2] - box[:2], 0).sum() + np.maximum(np.array(box[2:]) - axes_box[2:], 0).sum()
-    cost = 50 * float(outside)
-    cost += sum(_overlap(box, other) for other in squares) + 3 * sum(_overlap(box, other) for other in names)
-    if abs(place[0]) > width / 2 + 12:
-        end = x - np.sign(place[0]) * width / 2, y
-        line = [mark + t * (np.array(end) - mark) for t in np.linspace(0.2, 1, 9)]
-        for price, boxes in ((4, squares), (12, names)):
-            cost += price * sum(any(a <= px <= c and b <= py <= d for px, py in line) for a, b, c, d in boxes)
-    else:  # without a line a name belongs to the mark that is nearest
-        own = _gap(box, *mark)
-        cost += 12 * sum(_gap(box, (a + c) / 2, (b + d) / 2) < own for a, b, c, d in squares)
+def _costs(mark: Floats, boxes: Floats, squares: Floats, names: Floats, axes_box: Floats) -> Floats:
+    """What speaks against each place of a name: what it or the line to it covers, and what leaves the axes.
+
+    Args:
+        mark: what is named, shape (2,).
+        boxes: the places, shape (places, 4), those of `AROUND` first.
+        squares: of the other marks, shape (marks, 4).
+        names: of the other names, shape (names, 4), not a number where one has no place yet.
+        axes_box: of the axes, shape (4,).
+    """
+    outside = np.maximum(axes_box[:2] - boxes[:, :2], 0).sum(1) + np.maximum(boxes[:, 2:] - axes_box[2:], 0).sum(1)
+    cost = 50 * outside + _overlaps(boxes, squares) + 3 * _overlaps(boxes, names)
+    cost += 0.6 * np.arange(len(boxes)) + 3 * (np.arange(len(boxes)) >= len(AROUND))
+    near, far = boxes[: len(AROUND)], boxes[len(AROUND) :]
+    # without a line a name belongs to the mark that is nearest
+    gaps = _gaps(near, (squares[:, :2] + squares[:, 2:]) / 2)
+    cost[: len(AROUND)] += 12 * (gaps < _gaps(near, mark[None])).sum(1)
+    ends = np.clip(mark, far[:, :2], far[:, 2:])
+    ends[:, 1] = (far[:, 1] + far[:, 3]) / 2
+    line = mark + np.linspace(0.2, 1, 9)[:, None] * (ends - mark)[:, None]  # (places, points, 2)
+    for price, others in ((4, squares), (12, names)):
+        within = (others[:, :2] <= line[:, :, None]) & (line[:, :, None] <= others[:, 2:])
+        cost[len(AROUND) :] += price * np.any(np.all(within, 3), 1).sum(1)
     return cost
 
 
-def _gap(box: tuple[float, ...], x: float, y: float) -> float:
-    return float(np.hypot(max(box[0] - x, x - box[2], 0), max(box[1] - y, y - box[3], 0)))
+def _gaps(boxes: Floats, dots: Floats) -> Floats:
+    """From each box, shape (boxes, 4), to each dot, shape (dots, 2)."""
+    apart = np.maximum(np.maximum(boxes[:, None, :2] - dots, dots - boxes[:, None, 2:]), 0)
+    return np.hypot(apart[..., 0], apart[..., 1])
 
 
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return wide * high + 20 if wide > 0 and high > 0 else 0.0
+def _overlaps(boxes: Floats, others: Floats) -> Floats:
+    """By how much each box covers others, in square points, and 20 for each that it touches at all."""
+    shared = np.minimum(boxes[:, None, 2:], others[:, 2:]) - np.maximum(boxes[:, None, :2], others[:, :2])
+    return np.where((shared > 0).all(2), shared.prod(2) + 20, 0.0).sum(1)
 
 
 def _lead(label: Annotation, moved: bool) -> None:
