@@ -18,7 +18,7 @@ export OMP_NUM_THREADS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book student site student-test slides epub test unit notebooks lint soak browser-test format hooks serve lab clean distclean
+.PHONY: help setup book student site student-test slides epub pdf test unit notebooks lint soak browser-test format hooks serve lab clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,7 +49,7 @@ book: $(READY) ## execute every notebook and build the book, without a warning
 student: book ## the notebooks to work in, packed: _build/student.zip, and with solutions _build/teacher.zip
 	$(BIN)/python tools/edition.py zip
 
-site: student epub ## the book as it is published: _build/html, with downloads
+site: student epub pdf ## the book as it is published: _build/html, with downloads
 	$(BIN)/python tools/edition.py publish
 
 student-test: $(READY) ## run every notebook of the student's edition, outside the clone
@@ -63,6 +63,13 @@ epub: $(READY) ## the book for reading offline: _build/epub/continual-learning.e
 	$(BIN)/python tools/fill_cache.py
 	$(BIN)/jupyter-book build . --builder custom --custom-builder epub --quiet
 	@echo _build/epub/continual-learning.epub
+
+pdf: book ## the chapters for paper: _build/pdf/continual-learning.pdf (needs Chromium)
+	@if [ -z "$(CHROMIUM)" ]; then \
+	  echo "pdf: skipped, no Chromium here (Debian, Ubuntu: apt install chromium; or name one: make pdf CHROMIUM=path)"; \
+	else \
+	  CHROMIUM="$(CHROMIUM)" $(BIN)/python tools/pdf.py; \
+	fi
 
 test: unit notebooks lint ## unit tests, every notebook, lint, format and types
 

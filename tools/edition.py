@@ -771,6 +771,7 @@ def publish(build: Path = HTML.parent) -> list[str]:
     """Put what has been built for download beside the book, and name it on the front page; returns the names."""
     words = {
         "epub/continual-learning.epub": "the book for reading offline (EPUB)",
+        "pdf/continual-learning.pdf": "its chapters for paper (PDF)",
         "student.zip": "notebooks to work in (zip)",
         "teacher.zip": "the same with solutions (zip)",
     }
