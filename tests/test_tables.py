@@ -84,3 +84,16 @@ def test_the_best_of_a_written_table_is_bold_and_bounds_are_not() -> None:
     scripts.load("tools/tables.py").embolden(table)
     bold = [strong.astext() for strong in table.findall(nodes.strong)]
     assert bold == ["82.5% ± 2.0%", "82.5%"]  # twins; in its row the first of them is bold already
+
+
+def test_a_number_with_its_interval_stays_on_one_line_and_words_do_not() -> None:
+    document = docutils.core.publish_doctree(WRITTEN, settings_overrides={"report_level": 5})
+    (table,) = document.findall(nodes.table)
+    (corner, *_) = table.findall(nodes.entry)
+    corner += nodes.paragraph("", "1,080 ± 20")
+    corner[:] = corner[-1:]
+    words = nodes.entry("", nodes.paragraph("", "81.0% ± 2.0%, five seeds"))
+    table += words
+    scripts.load("tools/tables.py").keep_together(table)
+    kept = {cell.astext() for cell in table.findall(nodes.entry) if "interval" in cell["classes"]}
+    assert kept == {"1,080 ± 20", "95.0% ± 1.0%", "81.0% ± 2.0%", "82.5% ± 2.0%"}

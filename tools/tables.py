@@ -5,6 +5,8 @@ A cell says so in its metadata, as for a figure, with a name that starts with "t
 
 In a table that is written, the largest number of a column is bold where the table has the class `best-3` (the third
 column), and that of a row where it has the class `best-row-1`. Bounds do not count: what tells them apart is BOUNDS.
+
+A number with its interval stays on one line, on a phone too, where a wide table scrolls.
 """
 
 from __future__ import annotations
@@ -62,9 +64,20 @@ def embolden(table: nodes.table) -> None:
                         paragraph[:] = [nodes.strong("", "", *paragraph.children)]
 
 
-def _embolden_all(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+INTERVAL = re.compile(r"[-+−]?[\d,]+(\.\d+)?\s*%?\s*±\s*[\d,]+(\.\d+)?\s*%?")
+
+
+def keep_together(table: nodes.table) -> None:
+    """A cell that is a number with its interval, and nothing else, is not broken into lines."""
+    for cell in table.findall(nodes.entry):
+        if INTERVAL.fullmatch(cell.astext().strip()):
+            cell["classes"].append("interval")
+
+
+def _finish_all(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     for table in doctree.findall(nodes.table):
         embolden(table)
+        keep_together(table)
 
 
 def _visit(self: Any, node: nodes.Element) -> None:
@@ -78,5 +91,5 @@ def _depart(self: Any, node: nodes.Element) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_enumerable_node(printed_table, "table", html=(_visit, _depart), epub=(_visit, _depart))
     app.add_transform(NameTables)
-    app.connect("doctree-resolved", _embolden_all, priority=800)  # the numbers stand there; before tools/edition.py
+    app.connect("doctree-resolved", _finish_all, priority=800)  # the numbers stand there; before tools/edition.py
     return {"parallel_read_safe": True}
