@@ -8,6 +8,9 @@ TORCH_INDEX ?=
 # The browser of make browser-test: the first one found
 CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome google-chrome-stable,$(shell command -v $(name) 2>/dev/null)))
 
+# Processes of the tests: one a core, of at most four, since each takes a gigabyte and more. Another number: make test JOBS=8
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n < 2 ? 2 : n > 4 ? 4 : n)))
+
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -74,7 +77,7 @@ pdf: book ## the chapters for paper: _build/pdf/continual-learning.pdf (needs Ch
 test: unit notebooks lint ## unit tests, every notebook, lint, format and types
 
 unit: $(READY) ## unit tests alone
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n $(JOBS)
 
 # Seconds that a cell may take. On a slow machine: make test MINICL_TIMEOUT_FACTOR=4
 MINICL_TIMEOUT_FACTOR ?= 1
@@ -82,7 +85,7 @@ CELL_TIMEOUT = $(shell awk 'BEGIN { print int(300 * $(MINICL_TIMEOUT_FACTOR)) }'
 export MINICL_TIMEOUT_FACTOR
 
 notebooks: $(READY) ## run every notebook with nbval
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_TIMEOUT) -n 2 --dist loadscope book
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_TIMEOUT) -n $(JOBS) --dist loadscope book
 
 lint: $(READY) ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .
@@ -90,7 +93,7 @@ lint: $(READY) ## ruff check, ruff format --check, mypy
 	$(BIN)/mypy
 
 soak: $(READY) ## all rows of the long tables, then random cases of no forgetting (SEEDS=0-9999); no part of make test
-	MINICL_ALL=1 $(BIN)/python -m pytest -n 2 $(shell grep -rl 'seeds.sampled(' tests)
+	MINICL_ALL=1 $(BIN)/python -m pytest -n $(JOBS) $(shell grep -rl 'seeds.sampled(' tests)
 	$(BIN)/python -m minicl.testing --seeds $(SEEDS)
 
 browser-test: $(READY) ## read the built book in Chromium: every page, no network, axe-core (CHROMIUM=path)
@@ -101,7 +104,7 @@ browser-test: $(READY) ## read the built book in Chromium: every page, no networ
 	elif [ ! -f _build/html/index.html ]; then \
 	  echo "browser-test: no book in _build/html; run 'make book' first" >&2; exit 1; \
 	else \
-	  CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest --confcutdir=tests/browser -n 2 tests/browser; \
+	  CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest --confcutdir=tests/browser -n $(JOBS) tests/browser; \
 	fi
 
 format: $(READY) ## let ruff put code and notebooks in order
