@@ -68,7 +68,7 @@ def test_every_method_and_variant_of_split_mnist_runs(monkeypatch: pytest.Monkey
     monkeypatch.setattr(mnist, "WIDTHS", (16, 20))
     x, y = torch.rand(1500, 1, 4, 4), torch.arange(10).repeat(150)
     data = minicl.Samples(x, y), minicl.Samples(x[:100], y[:100])
-    for method in {**mnist.METHODS, **mnist.VARIANTS}:
+    for method in {**mnist.METHODS, **mnist.VARIANTS, **mnist.BEYOND}:
         run = mnist.one_run(method, "class", 0, data, epochs=2)
         assert [len(row) for row in run["accuracy"]] == [mnist.TASKS] * mnist.TASKS
         assert run["ACC"] == sum(run["accuracy"][-1]) / mnist.TASKS > 0
@@ -138,7 +138,7 @@ def test_the_tables_of_split_mnist_are_those_of_its_runs() -> None:
     mnist = scripts.load("benchmarks/split_mnist.py")
     stored = files.read_json(mnist.RESULTS)
     assert stored["epochs"] == mnist.EPOCHS
-    known = {**mnist.METHODS, **mnist.VARIANTS}
+    known = {**mnist.METHODS, **mnist.VARIANTS, **mnist.BEYOND}
     for run in stored["runs"]:
         assert run["method"] in known
         last = run["accuracy"][-1]
