@@ -244,6 +244,7 @@ class InProgress:
     def replaced(self, names: set[str]) -> None:
         """Parameters of these names are new ones since the last call of `fit`: the next must train those."""
         self.made, self.trained, self.steps = names, set(), 0
+        self.optimizers, self.known, self.round = [], set(), False  # whoever steps now may be new, too
 
     def check_made(self) -> None:
         """RuntimeError where what was made for the task was trained, and is in no protected optimiser."""

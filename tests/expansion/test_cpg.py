@@ -210,6 +210,17 @@ def test_a_goal_of_a_network_of_its_own_is_found_first_on_validation_samples() -
     assert learner.alone is None
 
 
+@pytest.mark.parametrize("reuse", [False, True])
+@pytest.mark.parametrize("goal", ["individual", 1.0])
+def test_two_optimisers_that_take_closures_are_known_anew_for_each_network(goal: str | float, reuse: bool) -> None:
+    """The first one's closure comes before the second has stepped: nothing is missing yet, in a new network either."""
+    learner = CPG(networks, goal=goal, tolerance=0.0, max_width=2.0, stage=0.9)
+    loop = Loop(learner, reuse=reuse, closure=True, second=lambda name, _: name.startswith("heads"))
+    loop.learn(unteachable(0), unteachable(1))
+    assert learner.learned == [0, 1]
+    assert learner.width == 2.0 or goal == "individual"
+
+
 def test_a_network_of_its_own_has_the_first_width_however_wide_the_learner_is() -> None:
     learner = CPG(networks, goal="individual", tolerance=0.0, max_width=2.0, stage=0.9, retrain_epochs=0)
     widths: list[int] = []
