@@ -1,6 +1,7 @@
 """What a sweep gains and costs: all cores against one, scheduling, reading ten thousand results.
 
     python benchmarks/sweep.py
+    python benchmarks/sweep.py --everything     # all methods, three streams, ten seeds: target 90 minutes on two cores
 
 Five methods, two streams of digits, five seeds: once with two processes, once in this one. Scheduling is what the sweep
 took in this process beyond the runs themselves. On a machine that has other work the gain is smaller.
@@ -22,14 +23,36 @@ from minicl import results
 
 METHODS = ["finetune", "ewc", "hat", "packnet", "er"]
 STREAMS = ["split-digits", "permuted-digits"]
+EVERY_STREAM = [*STREAMS, "rotated-digits"]
 TARGETS = {"gain": 1.8, "scheduling": 0.02, "reading": 5.0}
+
+
+def everything(seeds: int) -> None:
+    """A sweep over all methods on three streams of digits, ten seeds; or fewer, and what ten would take."""
+    with tempfile.TemporaryDirectory() as place:
+        adam = partial(torch.optim.Adam, lr=0.003)
+        done = minicl.sweep(list(minicl.METHODS), EVERY_STREAM, seeds, out=Path(place), jobs=2, optimizer=adam)
+    print(f"{len(done.results)} runs, {len(done.failures)} failures: {done.seconds / 60:.1f} min with two processes")
+    print(f"ten seeds: {done.seconds / seeds * 10 / 60:.0f} min (target: 90)")
+    took: dict[str, float] = {}
+    for result in done.results:
+        took[result.method] = took.get(result.method, 0.0) + result.seconds
+    whole = sum(took.values())
+    for method in sorted(took, key=took.__getitem__, reverse=True)[:6]:
+        print(f"  {method}: {took[method] / whole:.0%} of the time of all runs")
+    for name, why in done.failures.items():
+        print(f"  failed: {name}: {why.splitlines()[-1]}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... (default: 5 of them)")
     parser.add_argument("--results", type=int, default=10_000, help="how many to read (default: 10,000)")
+    parser.add_argument("--everything", action="store_true", help="time a sweep over all methods, and nothing else")
     arguments = parser.parse_args()
+    if arguments.everything:
+        everything(arguments.seeds)
+        return
     print(f"torch {torch.__version__}, {joblib.cpu_count()} cores\n")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
