@@ -246,6 +246,7 @@ def one_run(
     make = MOMENTUM if "momentum" in method else SGD if isinstance(learner, minicl.GEM) else ADAM
     optimizer: list[torch.optim.Optimizer] = []
     R: list[list[float | None]] = []
+    gammas: list[float] = []  # by which new rows were multiplied, where weights are aligned
     for i, task in enumerate(stream):
         if isinstance(learner, minicl.Joint) and i < TASKS - 1:
             learner.learn(task, lambda tasks: None)
@@ -253,10 +254,11 @@ def one_run(
         else:
             learn(learner, task, optimizer, epochs, make)
             if "WA" in method:
-                align(learner)
+                gammas.append(align(learner))
             R.append([minicl.evaluate(learner, t) if j <= i else None for j, t in enumerate(stream)])
     last = [value for value in R[-1] if value is not None]
-    return {"method": method, "scenario": scenario, "seed": seed, "accuracy": R, "ACC": sum(last) / TASKS}
+    found = {"method": method, "scenario": scenario, "seed": seed, "accuracy": R, "ACC": sum(last) / TASKS}
+    return {**found, "gammas": gammas} if gammas else found
 
 
 def table(runs: list[dict[str, Any]]) -> str:

@@ -31,7 +31,8 @@ class Extractors(Replay):
         sparsity: None for no masks over channels.
 
     Attributes:
-        extractors: by task id; those of finished tasks move no more.
+        extractors: by task id; those of finished tasks move no more. What later tasks read of a task that was
+            forgotten has a negative number.
         auxiliary: of tasks that are not finished: a classifier of their own extractor.
         scores: of tasks that are not finished, where channels are masked: of all layers in one vector.
         masks: of the extractor that is being learned.
@@ -224,7 +225,8 @@ class Extractors(Replay):
         self._frozen.restore()
 
     def belongings(self, task_id: int) -> Iterable[tuple[TaskModules, str]]:
-        yield self.extractors, str(task_id)
+        for t in (task_id, *(t for t in self.tasks[task_id].notes["read"] if t < 0)):
+            yield self.extractors, str(t)
         if self.scenario == "task":
             yield self.heads, str(task_id)
 
@@ -233,12 +235,6 @@ class Extractors(Replay):
     def grow(self, task: TaskRecord) -> None:
         """Add a task's extractor, its head or its rows of the classifier, and what it needs while it is learned."""
         new = "width" not in task.notes
-        readers = [t for t, record in self.tasks.items() if t != task.id and task.id in record.notes["read"]]
-        if new and readers:
-            raise ValueError(
-                f"task {task.id} was forgotten, and its extractor is still read by task {readers[0]}; give the new "
-                "task another id, or forget that one, too"
-            )
         network = copied(self.template.network)
         masked = self.sparsity is not None and not self.unmasked
         if new:
@@ -251,6 +247,8 @@ class Extractors(Replay):
             else:
                 task.n_features = before or task.n_features
         super().grow(task)
+        for t in [t for t in task.notes["read"] if t < 0 and str(t) not in self.extractors]:  # from a file
+            self.extractors[str(t)] = copied(self.template.network).to(self._like)
         self.extractors[str(task.id)] = network.to(self._like)
         if not task.finished:
             n_old = task.notes["old"] if task.scenario == "class" else 0
@@ -270,13 +268,22 @@ class Extractors(Replay):
                 del own[str(task_id)]
 
     def on_forget(self, task_id: int) -> None:
+        """Free the extractor, unless later tasks read it: then it stays, under a negative number."""
         super().on_forget(task_id)
-        if not any(task_id in record.notes["read"] for record in self.tasks.values()):
-            del self.extractors[str(task_id)]  # nobody else reads it
+        network, new = self.extractor(task_id), min([0, *map(int, self.extractors)]) - 1
+        del self.extractors[str(task_id)]
+        self.extractors[str(new)] = network
+        self.extractors.hide(str(new))
+        for record in self.tasks.values():
+            record.notes["read"] = [new if t == task_id else t for t in record.notes["read"]]
+        read = {t for record in self.tasks.values() for t in record.notes["read"]}
+        for name in [name for name in self.extractors if int(name) < 0 and int(name) not in read]:
+            del self.extractors[name]
 
     def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        for t in self.tasks:
-            if "kept" in self.tasks[t].notes:
+        masked = self.sparsity is not None and not self.unmasked
+        for t in map(int, self.extractors):
+            if masked if t < 0 else "kept" in self.tasks[t].notes:
                 saved = dict(starting_with(f"extractors.{t}.", tensors))
                 Growing(self.extractor(t), "DER").make_room(saved)
         return super().unpack(tensors)

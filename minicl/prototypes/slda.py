@@ -82,6 +82,8 @@ class SLDA(Prototypes):
         ValueError: a hyperparameter out of its range.
     """
 
+    saved_attributes = ("samples_forgotten",)
+    samples_forgotten = 0  # of tasks that were taken out; they stay in the covariance, which all classes share
     scatter: Tensor
 
     def __init__(
@@ -112,7 +114,7 @@ class SLDA(Prototypes):
 
     def metric(self) -> Tensor:
         """The inverse of the shrunk covariance, shape (d, d), worked out when there is a new one."""
-        n = sum(int(counts.sum()) for counts in self.counts.values())
+        n = self.samples_forgotten + sum(int(counts.sum()) for counts in self.counts.values())
         if not n:
             return torch.eye(len(self.scatter), dtype=self.scatter.dtype, device=self.scatter.device)
         state = (self.scatter, self.scatter._version, n)
@@ -123,6 +125,10 @@ class SLDA(Prototypes):
         return self._inverse[1]
 
     # ---- what it costs, and taking it elsewhere ----------------------------------------------------------------------
+
+    def on_forget(self, task_id: int) -> None:
+        self.samples_forgotten += int(self.counts[str(task_id)].sum())
+        super().on_forget(task_id)
 
     def extra_bytes(self) -> int:
         """Bytes of the counts and of the matrix."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks, inputs
+from ..heads import SHARED
 from ..learner import Fit, Learner, TaskRecord
 from ..tasks import Task
 from ..tensors import TensorDict
@@ -148,15 +149,20 @@ class VCL(Learner):
         if self.training:
             return super().forward(x, task_id)
         task_id = self.check(x, task_id)
-        layers, answers = self.layers(self), []
+        names = [str(task_id)] if self.scenario == "task" else list(self.heads)
+        parts = [self.backbone, *(self.heads.real(name) for name in names)]
+        places = [0, *(1 if name == SHARED else 2 + int(name) for name in names)]
+        drawn, answers = self.layers(*parts), []
         try:
             for number in range(self.samples):
-                generator = torch.Generator().manual_seed(number)
-                for layer in layers:
-                    layer.draw(generator)
+                for place, part in zip(places, parts, strict=True):
+                    # seeds of its own: which other heads there are changes nothing
+                    generator = torch.Generator().manual_seed(number + 1_000_003 * place)
+                    for layer in self.layers(part):
+                        layer.draw(generator)
                 answers.append(self.classify(self.features(x, task_id), task_id).log_softmax(1))
         finally:
-            for layer in layers:
+            for layer in drawn:
                 layer.drawn = None
         return torch.stack(answers).logsumexp(0) - math.log(self.samples)
 

@@ -168,6 +168,12 @@ class GenerativeReplay(Learner):
 
     # ---- what it costs, and taking it elsewhere ----------------------------------------------------------------------
 
+    def on_forget(self, task_id: int) -> None:
+        """The generator stays as long as there is a task: it cannot be told which of its samples to unlearn."""
+        super().on_forget(task_id)
+        if not self.tasks:
+            self.generator = None
+
     def capacity(self) -> dict[str, Any]:
         """As of every method, the generator included; "generator_bytes"; "bytes_while_learning": of copies of network
         and generator that the next task would need."""
