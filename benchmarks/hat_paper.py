@@ -88,7 +88,7 @@ DATA = ("digits", "mnist", "fashion-mnist", "mnist, upside down, negative", "fas
 N_TRAIN, N_VALID, N_TEST, EPOCHS, BATCH, WIDTHS = 2000, 300, 1000, 10, 32, (784, 400, 400)
 DIALS: dict[str, tuple[dict[str, float], ...]] = {
     "finetune": ({},),
-    "ewc": tuple({"lam": lam} for lam in (10.0, 100.0, 1e3, 1e4, 1e5, 1e6)),
+    "ewc": tuple({"lam": lam} for lam in (10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8)),
     "lwf": tuple({"lam": lam} for lam in (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)),
     "packnet": ({},),
     "hat": tuple({"s_max": s, "c": c} for s, c in itertools.product((100.0, 400.0), (0.1, 0.75))),

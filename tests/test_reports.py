@@ -1239,6 +1239,21 @@ def test_an_extractor_that_is_still_read_stays_and_its_id_may_be_learned_again(t
         assert list(each.extractors) == ["0"]
 
 
+def test_a_task_that_is_to_come_reads_nothing_of_one_that_was_forgotten(tmp_path: Any) -> None:
+    learner, tasks = minicl.DER(minicl.mlp(64, 12)), stream(3)
+    learn(learner, tasks[:2])
+    learner.prepare(tasks[2])
+    learner.forget(1)
+    assert list(learner.extractors) == ["0", "2"]
+    learner.save(tmp_path / "file")
+    for each in (learner, minicl.DER.load(tmp_path / "file", minicl.mlp(64, 12))):
+        learn(each, [tasks[2]])
+        assert each.reads(2) == [0, 2]
+        each.save(tmp_path / "again")
+        again = minicl.DER.load(tmp_path / "again", minicl.mlp(64, 12))
+        assert same(answers(again, [tasks[2]]), answers(each, [tasks[2]]))
+
+
 @pytest.mark.parametrize("place", ["freeze", "hidden", "modules", "progress", "leave"])
 def test_ctrl_c_where_a_task_begins_and_ends(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = stream(2)

@@ -275,7 +275,8 @@ class Extractors(Replay):
         self.extractors[str(new)] = network
         self.extractors.hide(str(new))
         for record in self.tasks.values():
-            record.notes["read"] = [new if t == task_id else t for t in record.notes["read"]]
+            read = record.notes["read"] if record.finished else self.order()  # to come, or broken off: it reads anew
+            record.notes["read"] = [new if t == task_id else t for t in read]
         read = {t for record in self.tasks.values() for t in record.notes["read"]}
         for name in [name for name in self.extractors if int(name) < 0 and int(name) not in read]:
             del self.extractors[name]
