@@ -5,9 +5,9 @@
 
 FOLDER holds MNIST and Fashion-MNIST as torchvision lays them out.
 
-- *halves*: digits 0 to 4, then 5 to 9, 784-800-800, ten epochs a task. The paper reports 99.0.
+- *halves*: digits 0 to 4, then 5 to 9, 784-800-800, ten epochs per task. The paper reports 99.0.
 - *permuted-500* and *permuted-2000*: ten tasks of all of MNIST, pixels permuted, two layers of so many units; five and
-  two epochs a task, where the paper has 200. It reports 98.6 with 2,000 units.
+  two epochs per task, where the paper has 200. It reports 98.6 with 2,000 units.
 - *rho*: five data sets one after another, in an order that each seed draws: scikit-learn's digits (blown up), MNIST,
   Fashion-MNIST, and two that are made of these, MNIST upside down and as a negative, Fashion-MNIST with its pixels
   permuted. 2,000 training images of each, fewer of digits; 784-400-400, 10 epochs. Each method's dial is chosen by its

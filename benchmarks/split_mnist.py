@@ -156,7 +156,7 @@ BEYOND: dict[str, Callable[[nn.Module, str], minicl.Learner]] = {
     "generative replay": lambda net, s: minicl.GenerativeReplay(net),
     "generative replay, distilled": lambda net, s: minicl.GenerativeReplay(net, distill=True),
 }
-# Their published figures are of 2,000 batches a task, which is about 20 epochs.
+# Their published figures are of 2,000 batches per task, which is about 20 epochs.
 LONG = 20
 BEYOND |= {
     f"{name}, {LONG} epochs": BEYOND[name]

@@ -93,10 +93,10 @@ def test_what_the_page_says_of_differences() -> None:
     found = mnist.differences(stored, [*mnist.METHODS, *mnist.VARIANTS])
     differ = {key for key, cell in found.items() if key[0] in mnist.METHODS and not mnist.holds_zero(cell)}
     lwf = {("LwF", scenario) for scenario in minicl.SCENARIOS}
-    rest = {("rehearsal", "domain"), ("GEM", "domain"), ("SI", "task"), ("MAS", "class")}
+    rest = {("rehearsal", "domain"), ("GEM", "domain"), ("SI", "task"), ("MAS", "class"), ("fine-tuning", "class")}
     assert differ == lwf | rest | {("GEM", "class")}
     assert all(-1 < found[key][0] < 0 for key in (("rehearsal", "domain"), ("GEM", "domain")))
-    assert all(0 < found[key][0] < 1 for key in (("SI", "task"), ("MAS", "class")))
+    assert all(0 < found[key][0] < 1 for key in (("SI", "task"), ("MAS", "class"), ("fine-tuning", "class")))
 
     four, growing, weighted = (
         f"LwF, {name}" for name in ("old outputs x 4", "old outputs x 4 (t - 1)", "CE / t + (1 - 1 / t) KD")
@@ -114,6 +114,18 @@ def test_what_the_page_says_of_differences() -> None:
     assert -4.5 < found["LwF", "class"][0] < -4
     assert found[weighted, "class"][0] > -2
     assert found[weighted, "class"][2] < 0
+
+    beyond = {name: mnist.accs_of(stored, name, "class") for name in (*mnist.BEYOND, "rehearsal")}
+    rehearsal = sum(beyond["rehearsal"]) / len(beyond["rehearsal"])
+    assert all(
+        len(beyond[name]) >= 3 for name in ("BiC", "rehearsal and WA", "iCaRL, 2000 images", "generative replay")
+    )
+    assert min(beyond["BiC"]) > max(beyond["rehearsal"])
+    assert max(beyond["rehearsal and WA"]) < rehearsal - 5
+    aligned = [r["gammas"] for r in stored if r["method"] == "rehearsal and WA"]
+    assert all(gamma > 1 for gammas in aligned for gamma in gammas[1:])
+    for name in ("iCaRL, 2000 images", "generative replay"):
+        assert max(beyond[name]) < mnist.PUBLISHED_BEYOND[name][0] - 2
 
     assert mnist.holds_zero(found["GEM, trained on its memory", "class"])
     others = [m for m in mnist.VARIANTS if m.startswith("GEM") and "trained" not in m]
