@@ -157,7 +157,7 @@ class VCL(Learner):
             for number in range(self.samples):
                 for place, part in zip(places, parts, strict=True):
                     # seeds of its own: which other heads there are changes nothing
-                    generator = torch.Generator().manual_seed(number + 1_000_003 * place)
+                    generator = torch.Generator().manual_seed((number + 1_000_003 * place) % 2**63)
                     for layer in self.layers(part):
                         layer.draw(generator)
                 answers.append(self.classify(self.features(x, task_id), task_id).log_softmax(1))
