@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks, inputs
-from ..heads import SHARED
 from ..learner import Fit, Learner, TaskRecord
 from ..tasks import Task
 from ..tensors import TensorDict
@@ -149,14 +148,14 @@ class VCL(Learner):
         if self.training:
             return super().forward(x, task_id)
         task_id = self.check(x, task_id)
-        names = [str(task_id)] if self.scenario == "task" else list(self.heads)
-        parts = [self.backbone, *(self.heads.real(name) for name in names)]
-        places = [0, *(1 if name == SHARED else 2 + int(name) for name in names)]
-        drawn, answers = self.layers(*parts), []
+        parts: dict[int, nn.Module] = {0: self}
+        if self.scenario == "task":  # which other heads there are changes nothing
+            assert task_id is not None
+            parts = {0: self.backbone, 1 + task_id: self.heads.real(str(task_id))}
+        drawn, answers = self.layers(*parts.values()), []
         try:
             for number in range(self.samples):
-                for place, part in zip(places, parts, strict=True):
-                    # seeds of its own: which other heads there are changes nothing
+                for place, part in parts.items():
                     generator = torch.Generator().manual_seed((number + 1_000_003 * place) % 2**63)
                     for layer in self.layers(part):
                         layer.draw(generator)

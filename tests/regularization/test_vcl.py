@@ -154,10 +154,9 @@ def test_predictions_average_probabilities_and_do_not_depend_on_the_batch() -> N
         torch.testing.assert_close(answer[3:5], learner(x[3:5]))
         probabilities = []
         for number in range(4):
-            for place, part in enumerate((learner.backbone, learner.heads)):
-                generator = torch.Generator().manual_seed(number + 1_000_003 * place)
-                for layer in learner.layers(part):
-                    layer.draw(generator)
+            generator = torch.Generator().manual_seed(number)
+            for layer in learner.layers(learner):
+                layer.draw(generator)
             hidden = nn.functional.linear(x.flatten(1), **learner.backbone[1].drawn).relu()  # type: ignore[index, union-attr, arg-type]
             probabilities.append(nn.functional.linear(hidden, **learner.heads["shared"].drawn).softmax(1))  # type: ignore[arg-type]
         for layer in learner.layers(learner):
