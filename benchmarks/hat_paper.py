@@ -26,7 +26,7 @@ import itertools
 import statistics
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +95,6 @@ DIALS: dict[str, tuple[dict[str, float], ...]] = {
     "pnn": ({},),
     "joint": ({},),
 }
-# rho after two data sets and after all eight, Serra et al. 2018; PackNet is not in the paper.
-PUBLISHED = {
-    "hat": (-0.02, -0.06), "pnn": (-0.11, -0.11), "ewc": (-0.08, -0.25), "lwf": (-0.14, -0.80),
-    "finetune": (-0.20, -0.66),
-}  # fmt: skip
 
 
 def images_of(name: str, root: str, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -122,6 +117,7 @@ def images_of(name: str, root: str, seed: int) -> list[tuple[torch.Tensor, torch
     return parts
 
 
+@cache
 def data_sets(root: str, seed: int) -> list[minicl.Task]:
     """The five data sets as tasks, in an order that the seed draws."""
     names = np.random.default_rng(seed).permutation(DATA)

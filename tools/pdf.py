@@ -26,7 +26,7 @@ PDF = ROOT / "_build" / "pdf" / "continual-learning.pdf"
 
 LEFT_OUT = "book/api"
 GONE = (
-    "script, noscript, .headerlink, button, .exercise-check, .flipbook-bar, .flipbook details, "
+    "script, noscript, .headerlink, button, .flipbook-bar, .flipbook details, "
     ".tag_hide-input > details"  # code that draws
 )
 REFERENCES = ("href", "src", "srcset", "aria-labelledby", "aria-describedby", "for")
@@ -56,7 +56,7 @@ def place(page: str, fragment: str = "") -> str:
     return f"{stem}--{fragment}" if fragment else stem
 
 
-def article_of(html: str, page: str, printed: Sequence[str], folder: str) -> Tag:
+def article_of(html: BeautifulSoup, page: str, printed: Sequence[str], folder: str) -> Tag:
     """What is printed of a page: its text, its references told what they are called in the one document.
 
     Args:
@@ -65,7 +65,7 @@ def article_of(html: str, page: str, printed: Sequence[str], folder: str) -> Tag
         printed: the names of all pages of the document. A link to any other is text.
         folder: from the document to the root of the site.
     """
-    article = BeautifulSoup(html, "html.parser").select_one("article.bd-article")
+    article = html.select_one("article.bd-article")
     if article is None:
         raise SystemExit(f"{page} has no article: is it a page of the book?")
     for gone in article.select(GONE):
@@ -110,9 +110,11 @@ def document(toc: dict[str, object], title: str, author: str, html: Path, folder
     missing = [page for page in printed if not (html / f"{page}.html").is_file()]
     if missing:
         raise SystemExit(f"not built: {', '.join(missing)}; run `make book` first")
-    texts = {page: (html / f"{page}.html").read_text(encoding="utf-8") for page in printed}
-    heads = dict.fromkeys(line for page, text in texts.items() for line in _head_of(text, page, folder))
-    articles = {page: article_of(text, page, printed, folder) for page, text in texts.items()}
+    built = {
+        page: BeautifulSoup((html / f"{page}.html").read_text(encoding="utf-8"), "html.parser") for page in printed
+    }
+    heads = dict.fromkeys(line for page, one in built.items() for line in _head_of(one, page, folder))
+    articles = {page: article_of(one, page, printed, folder) for page, one in built.items()}
     body = "".join(map(str, articles.values()))
     return (
         f'<!doctype html><html lang="en" data-theme="light" data-mode="light"><head><meta charset="utf-8">'
@@ -122,9 +124,9 @@ def document(toc: dict[str, object], title: str, author: str, html: Path, folder
     )
 
 
-def _head_of(html: str, page: str, folder: str) -> Iterator[str]:
-    """Style sheets and MathJax; a page without equations has the latter no more than its scripts are needed here."""
-    for found in BeautifulSoup(html, "html.parser").select("link[rel=stylesheet], script"):
+def _head_of(html: BeautifulSoup, page: str, folder: str) -> Iterator[str]:
+    """The style sheets of a page, and MathJax where it has equations; paper needs no other script."""
+    for found in html.select("link[rel=stylesheet], script"):
         name = "href" if found.name == "link" else "src"
         source = str(found.get(name, ""))
         if source:

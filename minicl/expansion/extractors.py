@@ -185,6 +185,11 @@ class Extractors(Replay):
             return str(error)
         return ""
 
+    @property
+    def masks_channels(self) -> bool:
+        """Whether masks over channels are wanted, and can be had."""
+        return self.sparsity is not None and not self.unmasked
+
     # ---- forward and loss --------------------------------------------------------------------------------------------
 
     def features(self, x: Tree, task_id: int | None) -> Tensor:
@@ -236,7 +241,7 @@ class Extractors(Replay):
         """Add a task's extractor, its head or its rows of the classifier, and what it needs while it is learned."""
         new = "width" not in task.notes
         network = copied(self.template.network)
-        masked = self.sparsity is not None and not self.unmasked
+        masked = self.masks_channels
         if new:
             before = sum(self.tasks[t].notes["width"] for t in self.order())
             task.notes |= {"width": task.n_features, "read": self.order(), "old": self.heads.n_outputs}
@@ -282,7 +287,7 @@ class Extractors(Replay):
             del self.extractors[name]
 
     def unpack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        masked = self.sparsity is not None and not self.unmasked
+        masked = self.masks_channels
         for t in map(int, self.extractors):
             if masked if t < 0 else "kept" in self.tasks[t].notes:
                 saved = dict(starting_with(f"extractors.{t}.", tensors))
@@ -301,8 +306,7 @@ class Extractors(Replay):
             for t, network in networks.items()
             if t in self.tasks
         }
-        masked = self.sparsity is not None and not self.unmasked
-        names = Growing(self.template.network, "DER").names if masked else []
+        names = Growing(self.template.network, "DER").names if self.masks_channels else []
         return {**super().capacity(), "extractors": extractors, "masked": names}
 
     def export(self, task_id: int | None = None) -> nn.Module:
