@@ -42,8 +42,8 @@ endif
 	$(BIN)/python -m pip check
 	@touch $@
 
-book: $(READY) ## execute every notebook and build the book, without a warning
-	$(BIN)/python tools/fill_cache.py
+book: $(READY) ## run every notebook that has no valid result yet with nbval, and build the book, without a warning
+	$(BIN)/python tools/fill_cache.py --jobs $(JOBS)
 	$(BIN)/jupyter-book build . --all -W -n --keep-going --quiet
 	$(BIN)/python tools/edition.py check
 	$(BIN)/python tools/edition.py test --quickest
@@ -74,7 +74,7 @@ pdf: book ## the chapters for paper: _build/pdf/continual-learning.pdf (needs Ch
 	  CHROMIUM="$(CHROMIUM)" $(BIN)/python tools/pdf.py; \
 	fi
 
-test: unit notebooks lint ## unit tests, every notebook, lint, format and types
+test: unit lint ## unit tests, lint, format and types; the notebooks are tested by make book
 
 unit: $(READY) ## unit tests alone
 	$(BIN)/python -m pytest -n $(JOBS)
@@ -84,7 +84,7 @@ MINICL_TIMEOUT_FACTOR ?= 1
 CELL_TIMEOUT = $(shell awk 'BEGIN { print int(300 * $(MINICL_TIMEOUT_FACTOR)) }')
 export MINICL_TIMEOUT_FACTOR
 
-notebooks: $(READY) ## run every notebook with nbval
+notebooks: $(READY) ## run every notebook with nbval, whatever was run before; make book takes the results
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_TIMEOUT) -n $(JOBS) --dist loadscope book
 
 lint: $(READY) ## ruff check, ruff format --check, mypy

@@ -1,8 +1,8 @@
-"""Execute the notebooks that have no valid result yet, several at a time, and keep the results for the build.
+"""Let nbval run the notebooks that have no valid result yet, several at a time, and keep the results for the build.
 
 jupyter-cache recognises a notebook by its code cells alone. A change inside `minicl`, in the pins or in Python would
 leave old numbers on the page, so a fingerprint of all of these lies beside the cache, which is dropped when it differs.
-What `make notebooks` has run in this state is taken as it came out, and not run a second time.
+What nbval has run in this state (here, or by `make notebooks`) is taken as it came out, and not run a second time.
 
     python tools/fill_cache.py [--jobs N]
 """
@@ -12,16 +12,15 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import subprocess
 import sys
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from pathlib import Path
 
 import executed
 import yaml
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
-from jupyter_cache.executors.utils import single_nb_execution
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,16 +33,17 @@ def pages() -> list[Path]:
     return sorted(p for p in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 
 
-def execute(path: Path, notebook: NotebookNode, timeout: int) -> tuple[NotebookNode, float, str | None]:
-    """Run one notebook in its own folder; returns it with its outputs, the seconds, and the traceback of a failure."""
-    result = single_nb_execution(notebook, cwd=str(path.parent), timeout=timeout, allow_errors=False)
-    return result.nb, result.time, result.exc_string
-
-
 def store(cache: JupyterCacheAbstract, path: Path, notebook: NotebookNode, seconds: float) -> None:
     """Put a notebook with its outputs where the build looks for it."""
     bundle = CacheBundleIn(notebook, str(path), data={"execution_seconds": seconds})
     cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+
+
+def run(paths: Sequence[Path], jobs: int) -> int:
+    """Let nbval run notebooks; what passes is kept by `book/conftest.py`. Returns pytest's exit status."""
+    nbval = ["--nbval-lax", "--nbval-current-env", f"--nbval-cell-timeout={time_limit()}"]
+    several = ["-n", str(min(jobs, len(paths))), "--dist", "loadscope"]
+    return subprocess.run([sys.executable, "-m", "pytest", *nbval, *several, *map(str, paths)], cwd=ROOT).returncode
 
 
 def time_limit() -> int:
@@ -64,7 +64,6 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="notebooks at a time")
     jobs = max(1, parser.parse_args().jobs)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    timeout = time_limit()
 
     now = executed.fingerprint()
     if CACHE.exists() and (not FINGERPRINT.exists() or FINGERPRINT.read_text() != now):
@@ -74,39 +73,31 @@ def main() -> int:
     FINGERPRINT.write_text(now)
 
     cache = get_cache(CACHE)
-    todo: list[tuple[Path, NotebookNode]] = []
-    for path in pages():
-        notebook = cache.get_project_notebook(cache.add_nb_to_project(str(path)).pk).nb
-        try:
-            cache.match_cache_notebook(notebook)
-        except KeyError:
-            seconds = executed.take(path, notebook, now)
-            if seconds is None:
-                todo.append((path, notebook))
-            else:
-                store(cache, path, notebook, seconds)
-    total = len(pages())
-    print(f"{total - len(todo)} of {total} notebooks are up to date", flush=True)
 
-    failed = 0
-    start = time.perf_counter()
-    if todo:
-        with ProcessPoolExecutor(max_workers=min(jobs, len(todo))) as pool:
-            running = {pool.submit(execute, path, notebook, timeout): path for path, notebook in todo}
-            for done, future in enumerate(as_completed(running), start=1):
-                path = running[future]
-                notebook, seconds, trouble = future.result()
-                name = path.relative_to(ROOT).as_posix()
-                if trouble is None:
-                    store(cache, path, notebook, seconds)
-                    print(f"[{done}/{len(todo)}] {name}: {seconds:.1f} s", flush=True)
+    def missing() -> list[Path]:
+        """Notebooks that have no valid result, after those that were run are put where the build looks for them."""
+        found = []
+        for path in pages():
+            notebook = cache.get_project_notebook(cache.add_nb_to_project(str(path)).pk).nb
+            try:
+                cache.match_cache_notebook(notebook)
+            except KeyError:
+                seconds = executed.take(path, notebook, now)
+                if seconds is None:
+                    found.append(path)
                 else:
-                    failed += 1
-                    print(f"[{done}/{len(todo)}] {name}: FAILED\n{trouble}", file=sys.stderr, flush=True)
-        print(f"executed {len(todo)} notebooks in {time.perf_counter() - start:.0f} s")
-    if failed:
-        print(f"{failed} of {len(todo)} notebooks failed", file=sys.stderr)
-    return 1 if failed else 0
+                    store(cache, path, notebook, seconds)
+        return found
+
+    todo, total = missing(), len(pages())
+    print(f"{total - len(todo)} of {total} notebooks are up to date", flush=True)
+    if todo:
+        status, failed = run(todo, jobs), missing()
+        if status or failed:
+            names = ", ".join(path.relative_to(ROOT).as_posix() for path in failed) or "a test beside the notebooks"
+            print(f"failed: {names}", file=sys.stderr)
+            return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import nbformat
 import pytest
 import scripts
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -68,3 +70,52 @@ def test_another_state_other_code_and_a_cell_that_fails_count_for_nothing(confte
     other.cells[1].source = "print(2)"
     assert conftest.executed.take(PATH, other, now) is None
     assert other.cells[1].outputs == []
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """tools/fill_cache.py over two notebooks in a folder of their own."""
+    monkeypatch.syspath_prepend(str(scripts.ROOT / "tools"))
+    module = scripts.load("tools/fill_cache.py")
+    (tmp_path / "book").mkdir()
+    for name in ("one", "two"):
+        nbformat.write(tiny(), tmp_path / "book" / f"{name}.ipynb")
+    for needed in ("_config.yml", "requirements.txt", "book/conftest.py", "tools/executed.py"):
+        (tmp_path / needed).parent.mkdir(exist_ok=True)
+        shutil.copy(scripts.ROOT / needed, tmp_path / needed)
+    for name, place in (("ROOT", "."), ("CACHE", "cache"), ("FINGERPRINT", "fingerprint")):
+        monkeypatch.setattr(module, name, tmp_path / place)
+    monkeypatch.setattr(module.executed, "ROOT", tmp_path)
+    monkeypatch.setattr(module.executed, "FOLDER", tmp_path / "_build" / "executed")
+    monkeypatch.setattr("sys.argv", ["fill_cache", "--jobs", "1"])
+    return module
+
+
+def test_only_what_has_no_valid_result_is_run(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+
+    def nbval(paths: list[Path], jobs: int) -> int:
+        ran.append([path.stem for path in paths])
+        for path in paths:
+            cells = [{"source": cell.source, "outputs": []} for cell in tiny().cells[1:]]
+            cache.executed.keep(path, cells, 1.0, cache.executed.fingerprint())
+        return 0
+
+    monkeypatch.setattr(cache, "run", nbval)
+    assert [cache.main(), cache.main()] == [0, 0]
+    assert ran == [["one", "two"]]
+    changed = tiny()
+    changed.cells[1].source = "print(3)"
+    nbformat.write(changed, cache.ROOT / "book" / "two.ipynb")
+    assert cache.main() == 1, "nbval kept nothing that is valid for the changed one"
+    assert ran[1:] == [["two"]]
+
+
+def test_a_notebook_that_fails_is_named(cache: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    broken = tiny()
+    broken.cells[2].source = "1 / 0"
+    nbformat.write(broken, cache.ROOT / "book" / "two.ipynb")
+    assert cache.main() == 1
+    out, err = capfd.readouterr()
+    assert "ZeroDivisionError" in out
+    assert err.splitlines()[-1] == "failed: book/two.ipynb", "the other one has run, and is kept"
