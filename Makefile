@@ -76,8 +76,11 @@ pdf: book ## the chapters for paper: _build/pdf/continual-learning.pdf (needs Ch
 
 test: unit lint ## unit tests, lint, format and types; the notebooks are tested by make book
 
+# Of a test with many rows one in so many is taken. All of them: make unit EVERY=1, or make soak
+EVERY ?= 3
+
 unit: $(READY) ## unit tests alone
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --every $(EVERY)
 
 # Seconds that a cell may take. On a slow machine: make test MINICL_TIMEOUT_FACTOR=4
 MINICL_TIMEOUT_FACTOR ?= 1
@@ -92,8 +95,8 @@ lint: $(READY) ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-soak: $(READY) ## all rows of the long tables, then random cases of no forgetting (SEEDS=0-9999); no part of make test
-	MINICL_ALL=1 $(BIN)/python -m pytest -n $(JOBS) $(shell grep -rl 'seeds.sampled(' tests)
+soak: $(READY) ## every row of every test, then random cases of no forgetting (SEEDS=0-9999); no part of make test
+	MINICL_ALL=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 	$(BIN)/python -m minicl.testing --seeds $(SEEDS)
 
 browser-test: $(READY) ## read the built book in Chromium: every page, no network, axe-core (CHROMIUM=path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,8 +30,44 @@ SEEDS = seeds.read(os.environ.get(seeds.VARIABLE, "0"))
 os.environ[seeds.VARIABLE] = f"{SEEDS[0]}-{SEEDS[-1]}"  # the processes of pytest-xdist take the same
 
 
-def pytest_report_header() -> str:
-    return f"seeds: {seeds.VARIABLE}={os.environ[seeds.VARIABLE]}"
+LONG = 8
+"""Rows of a test from which on `--every` takes a part of them."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every",
+        type=int,
+        default=1,
+        metavar="N",
+        help=f"of tests with {LONG} rows and more one row in N, the same in each run, and none that is marked patient",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "patient: waits for long; left out with --every")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What `--every` leaves out. Rows are drawn by their names, so that no method or option falls out of all tests."""
+    every = config.getoption("every")
+    if every == 1:
+        return
+    rows = Counter(item.nodeid.partition("[")[0] for item in items)
+
+    def stays(item: pytest.Item) -> bool:
+        is_long = rows[item.nodeid.partition("[")[0]] >= LONG
+        drawn = not is_long or zlib.crc32(item.nodeid.encode()) % every == 0
+        return drawn and item.get_closest_marker("patient") is None
+
+    config.hook.pytest_deselected(items=[item for item in items if not stays(item)])
+    items[:] = [item for item in items if stays(item)]
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    every = config.getoption("every")
+    part = [] if every == 1 else [f"rows of long tables: 1 in {every}; all without --every"]
+    return [f"seeds: {seeds.VARIABLE}={os.environ[seeds.VARIABLE]}", *part]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -46,6 +46,36 @@ def test_every_test_runs_with_each_seed(
     seeds.use(suite_seed)
 
 
+def test_a_part_of_the_long_tables_is_taken_and_everything_else(
+    suite_seed: int, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(seeds.VARIABLE, str(suite_seed))
+    pytester.makeconftest((Path(__file__).parent / "conftest.py").read_text(encoding="utf-8"))
+    pytester.makepyfile("""
+        import pytest
+
+        @pytest.mark.parametrize("row", range(90))
+        def test_long(row): pass
+
+        @pytest.mark.parametrize("row", range(7))
+        def test_short(row): pass
+
+        @pytest.mark.patient
+        def test_patient(): pass
+        """)
+
+    def names(*options: str) -> list[str]:
+        passed, _, _ = pytester.inline_run("-p", "no:xdist", "-p", "no:cacheprovider", *options).listoutcomes()
+        return [report.nodeid.partition("::")[2] for report in passed]
+
+    assert len(names()) == 90 + 7 + 1
+    parts = [names("--every", "3") for _ in range(2)]
+    assert parts[0] == parts[1], "the same in each run and in each process"
+    assert [name for name in parts[0] if "long" not in name] == [f"test_short[{row}]" for row in range(7)]
+    assert 20 < len(parts[0]) - 7 < 40
+    seeds.use(suite_seed)
+
+
 def test_data_depends_on_the_seed_and_on_nothing_else(suite_seed: int) -> None:
     assert suite_seed == seeds.current() == torch.initial_seed()
     first = torch.rand(3, generator=seeds.generator(4))

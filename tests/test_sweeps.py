@@ -288,6 +288,7 @@ def test_long_jobs_are_not_left_for_the_end(tmp_path: Path, monkeypatch: pytest.
 # ---- Dask ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.patient
 @pytest.mark.filterwarnings("default")  # of Dask's own
 def test_a_dask_cluster_of_which_half_is_killed(tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
@@ -332,6 +333,7 @@ class Killer(minicl.FineTune):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.patient
 @pytest.mark.filterwarnings("default")  # of Dask's own
 def test_a_job_that_kills_its_workers_again_and_again_is_a_failure(tmp_path: Path) -> None:
     distributed, dask = pytest.importorskip("distributed"), pytest.importorskip("dask")
