@@ -5,14 +5,38 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import minicl
+from minicl import files
 
 Candidate = Callable[[], object]
+
+
+class Kept:
+    """The results of a script in one file: what is there is not made again, and what is made is kept at once.
+
+    Attributes:
+        found: what the file holds, without its digest; a script may add to it.
+    """
+
+    def __init__(self, path: Path, command: str) -> None:
+        self.path = path
+        self.found: dict[str, Any] = files.read_json(path) if path.exists() else {}
+        self.found.pop("digest", None)
+        self.found["command"] = command
+
+    def __call__(self, place: dict[str, Any], name: str, make: Callable[[], Any]) -> Any:
+        """What stands at this name in a part of `found`; if nothing does, it is made, and the file is written."""
+        if name not in place:
+            place[name] = make()
+            files.write_json(self.path, files.with_digest(self.found))
+        return place[name]
 
 
 def compare(candidates: dict[str, Candidate], rounds: int = 20, unit: str = "ms", per: int = 1) -> dict[str, float]:

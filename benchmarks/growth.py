@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _bench import Kept
 from permuted_digits import BATCH, EPOCHS, TASKS, WIDTHS
 
 import minicl
-from minicl import files
 
 Adam = torch.optim.Adam
 RESULTS = Path(__file__).parent / "results" / "growth.json"
@@ -95,21 +95,16 @@ def main() -> None:
     parser.add_argument("--lr", type=float, help="another learning rate; nothing is stored then")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, Any] = files.read_json(RESULTS) if RESULTS.exists() else {}
-    found.pop("digest", None)
-    found.setdefault("command", "python benchmarks/growth.py")
-    rows = found.setdefault("rows", {})
+    kept = Kept(RESULTS, "python benchmarks/growth.py")
+    rows = kept.found.setdefault("rows", {})
+    stored = arguments.part == "test" and arguments.lr is None
     for name in arguments.rows:
         measured = []
         for seed in range(arguments.seeds):
-            stored = rows.get(name, {}).get(str(seed))
-            known = stored is not None and arguments.part == "test" and arguments.lr is None
-            row = stored if known else measure(name, seed, arguments.part, arguments.lr)
+            made = partial(measure, name, seed, arguments.part, arguments.lr)
+            row = kept(rows.setdefault(name, {}), str(seed), made) if stored else made()
             measured.append(row)
             print(f"{name}, {arguments.part}, seed {seed}: {row}", flush=True)
-            if arguments.part == "test" and arguments.lr is None:
-                rows.setdefault(name, {})[str(seed)] = row
-                files.write_json(RESULTS, files.with_digest(found))
         accs = [row["acc"] for row in measured]
         spread = statistics.stdev(accs) if len(accs) > 1 else 0.0
         print(f"{name}, {arguments.part}: mean ACC {statistics.mean(accs):.2%}, standard deviation {spread:.2%}")

@@ -25,7 +25,6 @@ import argparse
 import itertools
 import statistics
 import sys
-from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from _bench import Kept
 
 import minicl
-from minicl import files
 from minicl.metrics import forgetting_ratio
 
 RESULTS = Path(__file__).parent / "results" / "hat_paper.json"
@@ -161,17 +160,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file that runs are kept in")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, Any] = files.read_json(arguments.results) if arguments.results.exists() else {}
-    found.pop("digest", None)
-    found["command"] = "python benchmarks/hat_paper.py --root FOLDER"
-
-    def kept(place: dict[str, Any], name: str, make: Callable[[], Any]) -> Any:
-        """What is in the file under this name; made, and kept there, if it is not."""
-        if name not in place:
-            place[name] = make()
-            files.write_json(arguments.results, files.with_digest(found))
-        return place[name]
-
+    kept = Kept(arguments.results, "python benchmarks/hat_paper.py --root FOLDER")
+    found = kept.found
     for part in arguments.parts:
         seeds = range(SEEDS[part] if arguments.seeds is None else arguments.seeds)
         rows: dict[str, Any] = found.setdefault(part, {})

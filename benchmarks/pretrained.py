@@ -18,16 +18,16 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from _bench import Kept
 from torch import Tensor, nn
 
 import minicl
-from minicl import files
 from minicl.isolation.owners import prunable
 from minicl.isolation.packnet import keep_mask
 
@@ -148,6 +148,11 @@ def measure(method: str, tasks: list[minicl.Task], epochs: int, seed: int, thres
     }
 
 
+def searched(read: Callable[[int], list[minicl.Task]], epochs: int, threshold: float) -> float:
+    """ACC of Piggyback with this threshold on validation images of a seed that no result uses."""
+    return float(measure("Piggyback", judged_early(read(SEARCH_SEED)), epochs, SEARCH_SEED, threshold)["acc"])
+
+
 def bytes_of(network: nn.Module) -> int:
     """What its parameters take."""
     return sum(p.nbytes for p in network.parameters())
@@ -165,29 +170,24 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     settings = {name: getattr(arguments, name) for name in ("images", "side", "epochs")} | {"batch_size": BATCH}
-    found: dict[str, Any] = files.read_json(arguments.results) if arguments.results.exists() else {}
-    found.pop("digest", None)
-    tasks: list[minicl.Task] = []
+    kept = Kept(arguments.results, "python benchmarks/pretrained.py --root data")
+    found = kept.found
     if found.setdefault("settings", settings) != settings:
         parser.error(f"{arguments.results} holds results of {found['settings']}, not of {settings}; give another file")
-    found["command"] = "python benchmarks/pretrained.py --root data"
     rows, search = found.setdefault("rows", {}), found.setdefault("search", {})
+    read = cache(partial(tasks_of, arguments.root, arguments.images, arguments.side))  # only where something is missing
     for threshold in THRESHOLDS:
-        if str(threshold) not in search:
-            tasks = tasks or judged_early(tasks_of(arguments.root, arguments.images, arguments.side, SEARCH_SEED))
-            search[str(threshold)] = measure("Piggyback", tasks, arguments.epochs, SEARCH_SEED, threshold)["acc"]
-            files.write_json(arguments.results, files.with_digest(found))
-        print(f"Piggyback, threshold {threshold}: {search[str(threshold)]:.2%} of the validation images", flush=True)
+        judged = kept(search, str(threshold), partial(searched, read, arguments.epochs, threshold))
+        print(f"Piggyback, threshold {threshold}: {judged:.2%} of the validation images", flush=True)
     threshold = float(max(search, key=search.__getitem__))
+
+    def row_of(method: str, seed: int) -> dict[str, Any]:
+        return measure(method, read(seed), arguments.epochs, seed, threshold)
+
     for seed in range(arguments.seeds):
-        tasks = []
         for method in arguments.methods:
-            row = rows.setdefault(method, {})
-            if str(seed) not in row:
-                tasks = tasks or tasks_of(arguments.root, arguments.images, arguments.side, seed)
-                row[str(seed)] = measure(method, tasks, arguments.epochs, seed, threshold)
-                files.write_json(arguments.results, files.with_digest(found))
-            print(f"{method}, seed {seed}: {row[str(seed)]}", flush=True)
+            row = kept(rows.setdefault(method, {}), str(seed), partial(row_of, method, seed))
+            print(f"{method}, seed {seed}: {row}", flush=True)
     for method in arguments.methods:
         accs = [row["acc"] for row in rows[method].values()]
         spread = statistics.stdev(accs) if len(accs) > 1 else 0.0
