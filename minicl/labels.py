@@ -48,6 +48,7 @@ def label_lines(ax: Axes, fontsize: float = 10) -> None:
 
     A thin line leads from a name to its end where the two are apart. Lines without a name get none.
     """
+    leader = LEADER | {"relpos": (0, 0.5)}  # from the left edge: from the middle it would strike other names through
     handles, names = ax.get_legend_handles_labels()
     placer = _Placer([], _spread)
     ax.add_artist(placer)
@@ -59,7 +60,7 @@ def label_lines(ax: Axes, fontsize: float = 10) -> None:
             continue
         end = float(x[there[-1]]), float(y[there[-1]])
         label = ax.annotate(
-            name, end, (10, 0), textcoords="offset points", va="center", fontsize=fontsize, arrowprops=dict(LEADER)
+            name, end, (10, 0), textcoords="offset points", va="center", fontsize=fontsize, arrowprops=dict(leader)
         )
         label.set_annotation_clip(False)
         placer.labels.append(label)

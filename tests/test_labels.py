@@ -46,6 +46,9 @@ def test_names_at_the_ends_of_lines_are_apart_and_in_order() -> None:
     assert apart(texts)
     right = ax.get_window_extent().x1
     assert all(_words(text).x0 > right - 25 for text in texts)
+    leaders = [text.arrow_patch for text in texts if text.arrow_patch is not None]
+    struck = [patch.get_window_extent().x1 > _words(text).x0 for patch, text in zip(leaders, texts, strict=True)]
+    assert not any(struck)  # a leader ends where its name begins
 
 
 def test_a_line_that_ends_early_is_named_at_its_last_point() -> None:
