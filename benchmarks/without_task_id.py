@@ -7,13 +7,15 @@ FOLDER holds MNIST as torchvision lays it out (the files are read here; torchvis
 
 Parts, with --parts:
 
-search   PackNet, its network's dropout and epochs, with and without rotations, on the validation samples (a tenth of
-         the training images) of seed 100, which no result uses. The setting with the highest accuracy of the best
-         rule is taken.
-rules    PackNet, HAT and PNN with that setting, every rule, on test images: accuracy, naming, within, the calibration
+search   PackNet, its network's dropout and epochs, with and without rotations, on training images as they are and on
+         images that are moved by up to two pixels, anew in each batch; on the validation samples (a tenth of the
+         training images) of seed 100, which no result uses. Of each of the four kinds the setting with the highest
+         accuracy of the best rule is taken.
+rules    PackNet, HAT and PNN with these settings, every rule, on test images: accuracy, naming, within, the calibration
          error of the largest softmax probability; and with 200 stored images, 20 a class, a scale and a shift a task.
          HAT and PNN are not searched.
-memory   ER with 200 images, and WA after every task of it; NCM and SLDA on pixels and on features of the first task.
+memory   ER with 200 images, also on moved images for as many epochs as PackNet, and WA after every task of it; BiC and
+         iCaRL with as many; NCM and SLDA on pixels and on features of the first task.
 pretrained  NCM and SLDA on features of EfficientNet-Lite0, which has learned ImageNet (what has to be installed:
          benchmarks/pretrained.py), from a few images of each class, and on the pixels of the same images. SLDA's
          epsilon is the best on the seed's validation images.
@@ -37,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -54,9 +57,15 @@ FEW = {"train": 300, "valid": 50, "test": 200}  # images of each class, for a ne
 ADAM = partial(torch.optim.Adam, lr=1e-3)
 SHARES = [1 / (TASKS - k) for k in range(TASKS)]
 SEARCH_SEEDS = (100,)
-GRID = [
-    {"rotations": rotations, "width": 400, "dropout": dropout, "epochs": epochs}
-    for rotations, lengths in ((False, (1, 3, 10)), (True, (3, 10)))
+PIXELS = 2  # by which training images are moved, at most, in each direction
+GRID: list[dict[str, Any]] = [
+    {"rotations": rotations, "width": 400, "dropout": dropout, "epochs": epochs, **more}
+    for more, rotations, lengths in (
+        ({}, False, (1, 3, 10)),
+        ({}, True, (3, 10)),
+        ({"moved": PIXELS}, False, (3, 10)),
+        ({"moved": PIXELS}, True, (3, 10)),
+    )
     for dropout in (0.0, 0.5)
     for epochs in lengths
 ]
@@ -93,14 +102,26 @@ def stream_of(root: str, seed: int, scenario: str = "class") -> minicl.TaskStrea
     return minicl.split(mnist(root), TASKS, scenario, seed)
 
 
+def moved(x: Tensor, pixels: int) -> Tensor:
+    """Each image of a batch, moved by up to so many pixels in each direction; what comes in is black."""
+    n, _, height, width = x.shape
+    padded = F.pad(x, [pixels] * 4)
+    down, right = torch.randint(2 * pixels + 1, (2, n, 1, 1))
+    rows, columns = torch.arange(height)[:, None] + down, torch.arange(width) + right
+    return padded[torch.arange(n)[:, None, None], :, rows, columns].movedim(-1, 1)
+
+
 def trained(method: str, setting: dict[str, Any], stream: minicl.TaskStream, seed: int) -> minicl.Learner:
     """A learner that was told the task ids, and is tested without."""
+    torch.manual_seed(seed)  # of the first weights
     width = setting["width"]
     net = minicl.mlp(784, width, width, dropout=setting["dropout"])
     if method == "PNN":  # five columns of this width have as many weights as the others' one network, about
         net = minicl.mlp(784, width // 4, width // 4, dropout=setting["dropout"])
     learner = METHODS[method](net, **({"rotations": True} if setting["rotations"] else {}))
     how: dict[str, Any] = {"epochs": setting["epochs"], "batch_size": BATCH, "optimizer": ADAM, "seed": seed}
+    if "moved" in setting:
+        how["augment"] = partial(moved, pixels=setting["moved"])
     minicl.run(learner, inference.as_told(stream), progress=False, **how)
     return learner
 
@@ -123,16 +144,17 @@ def asked(learner: minicl.Learner, told: list[minicl.Task], part: str) -> dict[s
     return found
 
 
-def best_setting(out: Path, rotations: bool) -> dict[str, Any]:
+def best_setting(out: Path, rotations: bool, moving: bool = False) -> dict[str, Any]:
     """Of those that were searched, by the best rule on validation samples; without a search, what the book says."""
     scores: dict[str, list[float]] = {}
     for path in sorted(out.glob("search-*.json")):
         run = files.read_json(path)
-        if run["setting"]["rotations"] == rotations:
+        if (run["setting"]["rotations"], "moved" in run["setting"]) == (rotations, moving):
             best = max(rule["accuracy"] for rule in run["rules"].values())
             scores.setdefault(json.dumps(run["setting"], sort_keys=True), []).append(best)
     whole = {key: statistics.mean(values) for key, values in scores.items() if len(values) == len(SEARCH_SEEDS)}
-    found: dict[str, Any] = json.loads(max(whole, key=whole.__getitem__)) if whole else UNSEARCHED[rotations]
+    without = UNSEARCHED[rotations] | ({"moved": PIXELS} if moving else {})
+    found: dict[str, Any] = json.loads(max(whole, key=whole.__getitem__)) if whole else without
     return found
 
 
@@ -142,8 +164,8 @@ def search(root: str, out: Path, seed: int, setting: dict[str, Any]) -> dict[str
     return {"rules": asked(learner, inference.as_told(stream), "valid"), "setting": setting, "seed": seed}
 
 
-def rules(root: str, out: Path, seed: int, method: str, rotations: bool) -> dict[str, Any]:
-    stream, setting = stream_of(root, seed), best_setting(out, rotations)
+def rules(root: str, out: Path, seed: int, method: str, rotations: bool, moving: bool = False) -> dict[str, Any]:
+    stream, setting = stream_of(root, seed), best_setting(out, rotations, moving)
     learner = trained(method, setting, stream, seed)
     told = inference.as_told(stream)
     found = asked(learner, told, "test")
@@ -183,6 +205,7 @@ def memory(root: str, out: Path, seed: int, name: str) -> dict[str, Any]:
     pixels = nn.Flatten()
     make: dict[str, Callable[[], minicl.Learner]] = {
         "ER": lambda: minicl.ER(minicl.mlp(784, WIDTH, WIDTH), budget=STORED, share="class"),
+        "ER, moved": lambda: minicl.ER(minicl.mlp(784, WIDTH, WIDTH), budget=STORED, share="class"),
         "ER and WA": lambda: minicl.ER(minicl.mlp(784, WIDTH, WIDTH), budget=STORED, share="class"),
         "BiC": lambda: minicl.BiC(minicl.mlp(784, WIDTH, WIDTH), budget=STORED),
         "ICaRL": lambda: minicl.ICaRL(minicl.mlp(784, WIDTH, WIDTH), budget=STORED),
@@ -193,8 +216,11 @@ def memory(root: str, out: Path, seed: int, name: str) -> dict[str, Any]:
     }
     torch.manual_seed(seed)
     learner = make[name]()
+    how: dict[str, Any] = {"epochs": 4, "batch_size": BATCH, "optimizer": ADAM, "seed": seed, "progress": False}
+    if "moved" in name:
+        how |= {"epochs": 10, "augment": partial(moved, pixels=PIXELS)}
     for task in stream:
-        minicl.run(learner, [task], epochs=4, batch_size=BATCH, optimizer=ADAM, seed=seed, progress=False)
+        minicl.run(learner, [task], **how)
         if "WA" in name:
             align(learner)
     accuracies = [minicl.evaluate(learner, task) for task in stream]
@@ -305,7 +331,17 @@ def _ratios(ways: dict[str, Callable[[], Any]], rounds: int = 9) -> dict[str, fl
 
 
 PARTS = ("search", "rules", "memory", "pretrained", "speed")
-MEMORY = ("ER", "ER and WA", "BiC", "ICaRL", "NCM, pixels", "SLDA, pixels", "NCM, first task", "SLDA, first task")
+MEMORY = (
+    "ER",
+    "ER, moved",
+    "ER and WA",
+    "BiC",
+    "ICaRL",
+    "NCM, pixels",
+    "SLDA, pixels",
+    "NCM, first task",
+    "SLDA, first task",
+)
 DO: dict[str, Callable[..., dict[str, Any]]] = {
     "search": search,
     "rules": rules,
@@ -323,7 +359,13 @@ def jobs_of(part: str, seeds: list[int]) -> list[tuple[str, tuple[Any, ...]]]:
             (f"search-{'-'.join(str(v) for v in s.values())}-{seed}", (seed, s)) for s in grid for seed in SEARCH_SEEDS
         ]
     if part == "rules":
-        return [(f"rules-{m}-{r}-{seed}", (seed, m, r)) for r in (True, False) for m in METHODS for seed in seeds]
+        return [
+            (f"rules-{m}-{r}-{seed}" + "-moved" * moving, (seed, m, r, moving))
+            for moving in (True, False)
+            for r in (True, False)
+            for m in METHODS
+            for seed in seeds
+        ]
     if part == "memory":
         return [
             (f"memory-{name.replace(', ', '-').replace(' ', '-')}-{seed}", (seed, name))
