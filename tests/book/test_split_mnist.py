@@ -75,7 +75,7 @@ def test_every_method_and_variant_of_split_mnist_runs(monkeypatch: pytest.Monkey
 
 
 def test_the_page_names_what_is_outside_the_quick_yardstick() -> None:
-    """Two published standard deviations: LwF in every scenario and GEM in "class" are outside, and nothing else."""
+    """Two published standard deviations: LwF in two scenarios and GEM in "class" are outside, and nothing else."""
     mnist = scripts.load("benchmarks/split_mnist.py")
     stored, outside = files.read_json(mnist.RESULTS)["runs"], set()
     for method, published in mnist.PUBLISHED.items():
@@ -83,7 +83,7 @@ def test_the_page_names_what_is_outside_the_quick_yardstick() -> None:
             own = mnist.accs_of(stored, method, scenario)
             if abs(sum(own) / len(own) - mean) > 2 * deviation:
                 outside.add((method, scenario))
-    assert outside == {("LwF", "task"), ("LwF", "domain"), ("LwF", "class"), ("GEM", "class")}
+    assert outside == {("LwF", "domain"), ("LwF", "class"), ("GEM", "class")}
 
 
 def test_what_the_page_says_of_differences() -> None:
@@ -93,9 +93,9 @@ def test_what_the_page_says_of_differences() -> None:
     found = mnist.differences(stored, [*mnist.METHODS, *mnist.VARIANTS])
     differ = {key for key, cell in found.items() if key[0] in mnist.METHODS and not mnist.holds_zero(cell)}
     lwf = {("LwF", scenario) for scenario in minicl.SCENARIOS}
-    rest = {("rehearsal", "domain"), ("GEM", "domain"), ("SI", "task"), ("MAS", "class"), ("fine-tuning", "class")}
+    rest = {("GEM", "domain"), ("SI", "task"), ("MAS", "class"), ("fine-tuning", "class")}
     assert differ == lwf | rest | {("GEM", "class")}
-    assert all(-1 < found[key][0] < 0 for key in (("rehearsal", "domain"), ("GEM", "domain")))
+    assert -1 < found["GEM", "domain"][0] < 0
     assert all(0 < found[key][0] < 1 for key in (("SI", "task"), ("MAS", "class"), ("fine-tuning", "class")))
 
     four, growing, weighted = (
@@ -160,7 +160,7 @@ def test_the_tables_of_split_mnist_are_those_of_its_runs() -> None:
         assert run["ACC"] == pytest.approx(sum(last) / mnist.TASKS)
     for name, table in mnist.tables(stored["runs"]).items():
         assert mnist.RESULTS.with_name(f"split_mnist{name}.md").read_text(encoding="utf-8") == table
-    for method in ("fine-tuning", "EWC", "online EWC", "SI", "MAS", "LwF", "joint"):
+    for method in mnist.METHODS:
         for scenario in mnist.PUBLISHED[method]:
             seeds = [r["seed"] for r in stored["runs"] if (r["method"], r["scenario"]) == (method, scenario)]
-            assert len(seeds) == len(set(seeds)) >= 3
+            assert sorted(seeds) == list(range(10)), "as many as the published rows have"
