@@ -72,13 +72,13 @@ def test_workflows_run_what_there_is() -> None:
 
 
 def test_windows_runs_the_commands_of_the_readme() -> None:
-    """But for the time that a cell may take, and the two that open a browser or JupyterLab."""
+    """But for the two that open a browser or JupyterLab."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     block = re.search(r"```powershell\n(.*?)```", readme, re.DOTALL)
     assert block is not None
     lines = [re.sub(r"\s+#.*", "", line).strip() for line in block[1].splitlines()]
     told = [part.strip() for line in lines if line and not line.startswith("$env:") for part in line.split(" ; ")]
-    run = [re.sub("=600 ", "=300 ", line) for line in commands({"jobs": {"w": read(WORKFLOWS[1])["jobs"]["windows"]}})]
+    run = commands({"jobs": {"w": read(WORKFLOWS[1])["jobs"]["windows"]}})
     opening = {"python tools/edition.py lab", "jupyter lab student", "py -3.11 -m venv .venv"}
     assert [line for line in told if line not in run] == [line for line in told if line in opening]
 
