@@ -51,6 +51,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What `--every` leaves out. Rows are drawn by their names, so that no method or option falls out of all tests."""
     every = config.getoption("every")
+    if every < 1:
+        raise pytest.UsageError(f"--every is {every}; allowed: integers from 1 up")
     if every == 1:
         return
     rows = Counter(item.nodeid.partition("[")[0] for item in items)
