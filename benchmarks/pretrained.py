@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ def main() -> None:
     if found.setdefault("settings", settings) != settings:
         parser.error(f"{arguments.results} holds results of {found['settings']}, not of {settings}; give another file")
     rows, search = found.setdefault("rows", {}), found.setdefault("search", {})
-    read = cache(partial(tasks_of, arguments.root, arguments.images, arguments.side))  # only where something is missing
+    read = lru_cache(1)(partial(tasks_of, arguments.root, arguments.images, arguments.side))  # of one seed at a time
     for threshold in THRESHOLDS:
         judged = kept(search, str(threshold), partial(searched, read, arguments.epochs, threshold))
         print(f"Piggyback, threshold {threshold}: {judged:.2%} of the validation images", flush=True)

@@ -39,9 +39,9 @@ def store(cache: JupyterCacheAbstract, path: Path, notebook: NotebookNode, secon
     cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
-def run(paths: Sequence[Path], jobs: int) -> int:
+def run(paths: Sequence[Path], jobs: int, timeout: int) -> int:
     """Let nbval run notebooks; what passes is kept by `book/conftest.py`. Returns pytest's exit status."""
-    nbval = ["--nbval-lax", "--nbval-current-env", f"--nbval-cell-timeout={time_limit()}"]
+    nbval = ["--nbval-lax", "--nbval-current-env", f"--nbval-cell-timeout={timeout}"]
     several = ["-n", str(min(jobs, len(paths))), "--dist", "loadscope"]
     return subprocess.run([sys.executable, "-m", "pytest", *nbval, *several, *map(str, paths)], cwd=ROOT).returncode
 
@@ -64,6 +64,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="notebooks at a time")
     jobs = max(1, parser.parse_args().jobs)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    timeout = time_limit()  # what is wrong is said before anything is dropped
 
     now = executed.fingerprint()
     if CACHE.exists() and (not FINGERPRINT.exists() or FINGERPRINT.read_text() != now):
@@ -92,7 +93,7 @@ def main() -> int:
     todo, total = missing(), len(pages())
     print(f"{total - len(todo)} of {total} notebooks are up to date", flush=True)
     if todo:
-        status, failed = run(todo, jobs), missing()
+        status, failed = run(todo, jobs, timeout), missing()
         if status or failed:
             names = ", ".join(path.relative_to(ROOT).as_posix() for path in failed) or "a test beside the notebooks"
             print(f"failed: {names}", file=sys.stderr)

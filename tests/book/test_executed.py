@@ -94,7 +94,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_only_what_has_no_valid_result_is_run(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
 
-    def nbval(paths: list[Path], jobs: int) -> int:
+    def nbval(paths: list[Path], jobs: int, timeout: int) -> int:
         ran.append([path.stem for path in paths])
         for path in paths:
             cells = [{"source": cell.source, "outputs": []} for cell in tiny().cells[1:]]
@@ -109,6 +109,16 @@ def test_only_what_has_no_valid_result_is_run(cache: Any, monkeypatch: pytest.Mo
     nbformat.write(changed, cache.ROOT / "book" / "two.ipynb")
     assert cache.main() == 1, "nbval kept nothing that is valid for the changed one"
     assert ran[1:] == [["two"]]
+
+
+def test_a_wrong_factor_is_refused_before_anything_is_dropped(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.CACHE.mkdir()
+    (cache.CACHE / "a result").touch()
+    cache.FINGERPRINT.write_text("of another state")
+    monkeypatch.setenv("MINICL_TIMEOUT_FACTOR", "fast")
+    with pytest.raises(SystemExit, match="MINICL_TIMEOUT_FACTOR is 'fast'"):
+        cache.main()
+    assert (cache.CACHE / "a result").exists()
 
 
 def test_a_notebook_that_fails_is_named(cache: Any, capfd: pytest.CaptureFixture[str]) -> None:
