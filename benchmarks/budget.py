@@ -1,6 +1,7 @@
 """One budget: every method is searched with the same number of trials, on the stream and scenario that is reported.
 
-    python benchmarks/budget.py                                     # digits: a few hours on one core
+    python benchmarks/budget.py --root FOLDER --jobs 2              # what is reported: two to three hours of two cores
+    python benchmarks/budget.py                                     # of it what needs no folder: digits
     python benchmarks/budget.py --streams split-class --methods EWC HAT
     python benchmarks/budget.py --streams split-mnist-class --root FOLDER     # days on one core; name some methods
     python benchmarks/budget.py --gather                            # only the table, of the runs that there are
@@ -15,6 +16,10 @@ that fails (the loss becomes NaN, the network is full) counts as 0.
 *Runs.* What was best after 1, 5 and 20 trials is trained again with seeds 0, 1, ..., on test samples: so the
 figure is honest about how much of a result is the search.
 
+*Images.* A run on all of MNIST takes half a minute, and a stream needs 1,600. So the streams few-mnist and few-fashion
+have a sample of each class that every seed draws anew (FEW): 250 images to train on, 100 to validate, 200 of the test
+images. They say who is ahead where images are few; the streams split-mnist and split-fashion take all that there are.
+
 A result is one file for a method and a stream in --out; what is there is not run again, so the script goes on where it
 was stopped, and several may fill one folder. In the end all are gathered in --results.
 """
@@ -28,7 +33,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import minicl
 from minicl import files, inference
 from minicl.datasets import load
+from minicl.samples import Samples
 
 RESULTS = Path(__file__).resolve().parent / "results" / "budget.json"
 RUNS = Path(__file__).resolve().parents[1] / "_build" / "budget"
@@ -51,9 +57,12 @@ BUDGET = 200  # samples that every method with a memory keeps
 
 # ---- what is reported ------------------------------------------------------------------------------------------------
 
-PERMUTED = {"widths": (64, 100, 100), "epochs": 5, "batch_size": 64, "seeds": 5}
-SPLIT = {"widths": (64, 100, 100), "epochs": 6, "batch_size": 64, "seeds": 5}
-IMAGES = {"widths": (784, 400, 400), "epochs": 4, "batch_size": 128, "seeds": 10}
+SEEDS = 10  # of the runs on test samples
+PERMUTED = {"widths": (64, 100, 100), "epochs": 5, "batch_size": 64}
+SPLIT = {"widths": (64, 100, 100), "epochs": 6, "batch_size": 64}
+IMAGES = {"widths": (784, 400, 400), "epochs": 4, "batch_size": 128}
+FEW_IMAGES = {"widths": (784, 100, 100), "epochs": 4, "batch_size": 64}
+FEW = {"train": 250, "valid": 100, "test": 200}  # images of each class
 
 Stream = Callable[[int, str], minicl.TaskStream]
 
@@ -65,19 +74,41 @@ def _digits(kind: str, scenario: str) -> Stream:
 
 
 def _images(name: str, scenario: str) -> Stream:
-    return lambda seed, root: minicl.split(load(name, root), 5, scenario, seed)
+    return lambda seed, root: minicl.split(_read(name, root), 5, scenario, seed)
+
+
+def _few(name: str, scenario: str) -> Stream:
+    def make(seed: int, root: str) -> minicl.TaskStream:
+        train, test = _read(name, root)
+        rng = np.random.default_rng(seed)
+        n = FEW["train"] + FEW["valid"]
+        some = sample(train, n, rng), sample(test, FEW["test"], rng)
+        return minicl.split(some, 5, scenario, seed, validation=FEW["valid"] / n)
+
+    return make
+
+
+_read = cache(load)  # 1,600 runs read the same files
+
+
+def sample(samples: Samples, n: int, rng: np.random.Generator) -> Samples:
+    """So many samples of each class, drawn."""
+    of_class = [np.flatnonzero(samples.y.numpy() == label) for label in samples.y.unique().tolist()]
+    return samples.subset(torch.from_numpy(np.concatenate([rng.choice(rows, n, replace=False) for rows in of_class])))
 
 
 STREAMS: dict[str, tuple[Stream, dict[str, Any]]] = {
     **{f"split-{s}": (_digits("split", s), SPLIT) for s in ("class", "task", "domain")},
     **{f"permuted-{s}": (_digits("permuted", s), PERMUTED) for s in ("task", "domain")},
     **{
-        f"split-{name}-{s}": (_images(data, s), IMAGES)
+        f"{kind}-{name}-{s}": (make(data, s), how)
+        for kind, make, how in (("few", _few, FEW_IMAGES), ("split", _images, IMAGES))
         for name, data in (("mnist", "mnist"), ("fashion", "fashion-mnist"))
         for s in minicl.SCENARIOS
     },
 }
-DIGITS = ("split-class", "permuted-task", "permuted-domain", "split-domain", "split-task")
+DIGITS = tuple(stream for stream, (_, how) in STREAMS.items() if how in (SPLIT, PERMUTED))
+REPORTED = (*DIGITS, *(stream for stream, (_, how) in STREAMS.items() if how is FEW_IMAGES))
 
 
 def scenario_of(stream: str) -> str:
@@ -186,13 +217,13 @@ def grown(ranges: dict[str, Range | Choice], best: dict[str, Any]) -> dict[str, 
 # ---- one run ---------------------------------------------------------------------------------------------------------
 
 
-def measure(method: str, stream: str, settings: dict[str, Any], seed: int, root: str = "") -> dict[str, Any]:
-    """Train once: ACC on validation and on test samples, BWT, what is stored, seconds; 0, and why, where it fails."""
-    make, how = STREAMS[stream]
+def prepared(
+    method: str, settings: dict[str, Any], how: dict[str, Any], n_tasks: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a trial gives to the method, and what to `minicl.run`."""
     own = {name: value for name, value in settings.items() if name in SPACES[method]}
-    tasks = make(seed, root)
     if method == "PackNet" and "keep_ratio" in own and own["keep_ratio"] is None:
-        own["keep_ratio"] = [1 / (len(tasks) - k) for k in range(len(tasks))]
+        own["keep_ratio"] = [1 / (n_tasks - k) for k in range(n_tasks)]
     given: dict[str, Any] = {"epochs": how["epochs"], "batch_size": how["batch_size"]}
     if "retrain_epochs" in own:
         given["epochs"] -= own["retrain_epochs"]  # re-training counts as training
@@ -204,9 +235,17 @@ def measure(method: str, stream: str, settings: dict[str, Any], seed: int, root:
         adam = settings["optimizer"] == "adam"
         given["optimizer"] = partial(torch.optim.Adam, lr=lr) if adam else partial(torch.optim.SGD, lr=lr, momentum=0.9)
         given["fresh_optimizer"] = settings["fresh_optimizer"]
+    return {**FIXED.get(method, {}), **own}, given
+
+
+def measure(method: str, stream: str, settings: dict[str, Any], seed: int, root: str = "") -> dict[str, Any]:
+    """Train once: ACC on validation and on test samples, BWT, what is stored, seconds; 0, and why, where it fails."""
+    make, how = STREAMS[stream]
+    tasks = make(seed, root)
+    own, given = prepared(method, settings, how, len(tasks))
     rule = settings.get("infer")
     try:
-        learner = minicl.METHODS[NAMES[method]](minicl.mlp(*how["widths"]), **FIXED.get(method, {}), **own)
+        learner = minicl.METHODS[NAMES[method]](minicl.mlp(*how["widths"]), **own)
         result = minicl.run(learner, tasks, seed=seed, progress=False, infer=rule, **given)
     except (ValueError, FloatingPointError) as error:
         return {"valid": 0.0, "test": 0.0, "failed": str(error)[:200]}
@@ -244,15 +283,14 @@ def hopeless(trial: dict[str, Any], before: Sequence[dict[str, Any]]) -> bool:
     return bool(trial["runs"] and before) and valid(trial) < max(map(valid, before)) - BEHIND
 
 
-def ranges_at(method: str, stream: str, trials: Sequence[dict[str, Any]]) -> dict[str, Range | Choice]:
-    """The ranges that the next trial is drawn from: those of SPACES, grown after every five trials."""
-    ranges = space(method, stream)
+def ranges_at(ranges: dict[str, Range | Choice], trials: Sequence[dict[str, Any]]) -> dict[str, Range | Choice]:
+    """The ranges that the next trial is drawn from: those of the first, grown after every five trials."""
     for n in range(BLOCK, len(trials) + 1, BLOCK):
         ranges = grown(ranges, trials[best_of(trials[:n])]["settings"])
     return ranges
 
 
-def work(method: str, stream: str, out: Path, root: str, n_trials: int, seeds: int | None) -> str:
+def work(method: str, stream: str, out: Path, root: str, n_trials: int, seeds: int) -> str:
     """Whatever is missing of a method on a stream."""
     torch.set_num_threads(1)
     path = out / f"{stream}-{method}.json"
@@ -261,7 +299,7 @@ def work(method: str, stream: str, out: Path, root: str, n_trials: int, seeds: i
     )
     for t in range(n_trials):
         if t == len(found["trials"]):
-            settings = drawn(ranges_at(method, stream, found["trials"]), method, stream, t)
+            settings = drawn(ranges_at(space(method, stream), found["trials"]), method, stream, t)
             found["trials"].append({"settings": settings, "runs": {}})
         trial = found["trials"][t]
         for seed in SEARCH_SEEDS:
@@ -270,7 +308,7 @@ def work(method: str, stream: str, out: Path, root: str, n_trials: int, seeds: i
                 files.write_json(path, found)
     for winner in dict.fromkeys(best_of(found["trials"][:n]) for n in CHECKPOINTS if n <= n_trials):
         tests = found["tests"].setdefault(str(winner), {})
-        for seed in range(STREAMS[stream][1]["seeds"] if seeds is None else seeds):
+        for seed in range(seeds):
             if str(seed) not in tests:
                 tests[str(seed)] = measure(method, stream, found["trials"][winner]["settings"], seed, root)
                 files.write_json(path, found)
@@ -295,7 +333,7 @@ def expected(trials: Sequence[dict[str, Any]]) -> list[float]:
     ]
 
 
-def is_whole(cell: dict[str, Any], seeds: int = 5) -> bool:
+def is_whole(cell: dict[str, Any], seeds: int = SEEDS) -> bool:
     """Whether all trials were made, and what won has at least so many runs on test samples."""
     trials, tests = cell["trials"], cell["tests"]
     winners = {str(best_of(trials[:n])) for n in CHECKPOINTS} if len(trials) == TRIALS else {""}
@@ -308,7 +346,7 @@ def gather(out: Path, results: Path) -> dict[str, Any]:
     whole = [cell | {"expected": expected(cell["trials"])} for cell in cells if is_whole(cell)]
     order = {name: i for i, name in enumerate(METHODS)}
     whole.sort(key=lambda cell: (list(STREAMS).index(cell["stream"]), order[cell["method"]]))
-    found = {"trials": TRIALS, "search_seeds": SEARCH_SEEDS, "cells": whole}
+    found = {"trials": TRIALS, "search_seeds": SEARCH_SEEDS, "few": FEW, "cells": whole}
     results.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(results, found)
     return found
@@ -316,10 +354,12 @@ def gather(out: Path, results: Path) -> dict[str, Any]:
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--streams", nargs="+", choices=list(STREAMS), default=list(DIGITS), help="default: digits")
+    parser.add_argument(
+        "--streams", nargs="+", choices=list(STREAMS), help="default: what is reported, without --root the digits of it"
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--root", default="", help="the folder of MNIST and Fashion-MNIST, for their streams")
-    parser.add_argument("--seeds", type=int, help="of the runs on test samples (default: 5, of images 10)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"of the runs on test samples (default: {SEEDS})")
     parser.add_argument("--out", type=Path, default=RUNS, help="a folder for one file a method and stream")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where all are gathered")
     parser.add_argument("--jobs", type=int, default=1, help="methods at once, one thread each (default: 1)")
@@ -328,8 +368,9 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     if not arguments.gather:
         one = partial(work, out=arguments.out, root=arguments.root, n_trials=TRIALS, seeds=arguments.seeds)
+        streams = arguments.streams or (REPORTED if arguments.root else DIGITS)
         methods = sorted(arguments.methods, key=lambda method: SLOW.index(method) if method in SLOW else -1)
-        cells = [(method, stream) for stream in arguments.streams for method in methods]
+        cells = [(method, stream) for stream in streams for method in methods]
         for line in _all(one, cells, arguments.jobs):
             print(line, flush=True)
     found = gather(arguments.out, arguments.results)

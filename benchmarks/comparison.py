@@ -1,6 +1,6 @@
 """All methods side by side: the figures of the book's chapter "All methods side by side".
 
-    python benchmarks/comparison.py                     # all of it: a quarter of an hour on one core
+    python benchmarks/comparison.py                     # all of it: an hour on one core
     python benchmarks/comparison.py --methods HAT PNN   # a part; what is in the file is not measured again
 
 Three parts, all on digits. *Search*: HAT, PackNet and GEM try each value of a dial on seeds 100 and 101, judged by mean
@@ -8,7 +8,9 @@ accuracy on validation samples; test samples choose nothing. *Runs*: five seeds 
 `minicl.sweep`, with the value that was chosen. Permuted digits with the task id: 10 tasks, at most 500 images each,
 64-256-256, batch 32, five epochs per task. Split digits in the three scenarios: as in regularization_search.py, whose
 results stand beside these. Re-training counts as training. *Growth*: twenty permuted tasks (at most 300 images each)
-for a network of 64-100-100, ten epochs, with the value chosen for permuted digits, measured after every task.
+for a network of 64-100-100, ten epochs, measured after every task; for each method with the best of twenty trials, on
+validation samples of seeds 100 and 101: the first is the setting for permuted digits, the others are drawn as
+budget.py draws them, without what would change how much a method stores.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import budget
 import numpy as np
 import regularization_search as before
 import torch
@@ -63,6 +66,8 @@ STRENGTHS: dict[str, Any] = files.read_json(before.RESULTS)
 GROWN = ("FineTune", "Individual", "PNN", "HAT", "PackNet", "EWC", "ER")
 GROWTH: Stream = partial(minicl.permuted, "digits", n_tasks=20, scenario="task", n_train=300)
 GROWN_WIDTHS = (64, 100, 100)
+GROWN_HOW = {"epochs": EPOCHS["growth"], "batch_size": BATCH["growth"]}
+SIZES = ("adapter", "share")  # dials on which it depends how much is stored, and what the figure shows
 
 
 def fits(method: str, stream: str) -> bool:
@@ -178,17 +183,56 @@ def reused_share(learner: minicl.Learner, task_id: int) -> float | None:
     return None
 
 
-def growth(method: str, value: float | None, seed: int) -> dict[str, Any]:
+def drawn_for_growth(method: str, before: list[dict[str, Any]]) -> dict[str, Any]:
+    """The settings of the trial after these; the first has those for permuted digits."""
+    if not before:
+        return {}
+    space = {name: values for name, values in budget.space(method, "growth-task").items() if name not in SIZES}
+    space["fresh_optimizer"] = [True]  # tasks are learned one by one, to be measured
+    return budget.drawn(budget.ranges_at(space, before), method, "growth-task", len(before))
+
+
+def for_growth(method: str, settings: dict[str, Any], value: float | None) -> tuple[minicl.Learner, dict[str, Any]]:
+    """A learner with the settings of a trial, and what `run` is told."""
+    if settings:
+        own, how = budget.prepared(method, settings, GROWN_HOW, len(GROWTH(seed=0)))
+    else:
+        own, how = hyperparameters(method, value), training(method, "growth")
+    return minicl.METHODS[NAMES[method]](minicl.mlp(*GROWN_WIDTHS), **own), how
+
+
+def tried_for_growth(method: str, settings: dict[str, Any], value: float | None, seed: int) -> dict[str, Any]:
+    """Mean accuracy on validation samples after twenty tasks; 0, and why, where training fails."""
+    learner, how = for_growth(method, settings, value)
+    stream = GROWTH(seed=seed)
+    try:
+        minicl.run(learner, stream, seed=seed, progress=False, **how)
+    except (ValueError, FloatingPointError) as error:
+        return {"valid": 0.0, "failed": str(error)[:200]}
+    return {"valid": statistics.mean(minicl.evaluate(learner, task, "valid") for task in stream)}
+
+
+def search_growth(method: str, value: float | None, trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """The settings that are best on validation samples, after the trials that are still missing."""
+    for t in range(budget.TRIALS):
+        if t == len(trials):
+            trials.append({"settings": drawn_for_growth(method, trials), "runs": {}})
+        for seed in SEARCH_SEEDS:
+            if str(seed) not in trials[t]["runs"] and not budget.hopeless(trials[t], trials[:t]):
+                trials[t]["runs"][str(seed)] = tried_for_growth(method, trials[t]["settings"], value, seed)
+    best: dict[str, Any] = trials[budget.best_of(trials)]["settings"]
+    return best
+
+
+def growth(method: str, settings: dict[str, Any], value: float | None, seed: int) -> dict[str, Any]:
     """Twenty tasks, and after each what it costs; ends early, with the reason, where the network is full."""
-    learner = minicl.METHODS[NAMES[method]](minicl.mlp(*GROWN_WIDTHS), **hyperparameters(method, value))
+    learner, how = for_growth(method, settings, value)
     stream = GROWTH(seed=seed)
     rows: list[dict[str, Any]] = []
     full = None
     for t, task in enumerate(stream):
         try:
-            result = minicl.run(
-                learner, stream[t : t + 1], seed=1000 * seed + t, progress=False, **training(method, "growth")
-            )
+            result = minicl.run(learner, stream[t : t + 1], seed=1000 * seed + t, progress=False, **how)
         except ValueError as error:
             full = str(error)
             break
@@ -252,12 +296,15 @@ def main() -> None:
                 files.write_json(arguments.results, found)
             acc = [found["runs"][f"{method} {stream} {seed}"]["ACC"] for seed in SEEDS]
             print(f"{stream:14} {method:18} {value!s:8} ACC {statistics.mean(acc):.2%}", flush=True)
-        for seed in SEEDS if method in GROWN else ():
-            if f"{method} {seed}" not in found["growth"]:
-                value = chosen(found["search"], method, "permuted-task")
-                found["growth"][f"{method} {seed}"] = growth(method, value, seed)
-                files.write_json(arguments.results, found)
         if method in GROWN:
+            value = chosen(found["search"], method, "permuted-task")
+            trials = found.setdefault("growth search", {}).setdefault(method, [])
+            settings = search_growth(method, value, trials)
+            files.write_json(arguments.results, found)
+            for seed in SEEDS:
+                if f"{method} {seed}" not in found["growth"]:
+                    found["growth"][f"{method} {seed}"] = growth(method, settings, value, seed)
+                    files.write_json(arguments.results, found)
             last = found["growth"][f"{method} 0"]
             print(f"growth         {method:18} {len(last['rows'])} tasks {last['rows'][-1]}", flush=True)
 

@@ -94,14 +94,14 @@ def test_a_stored_search_is_whole_and_is_what_the_program_draws(cell: dict[str, 
     trials, tests = cell["trials"], cell["tests"]
     assert len(trials) == budget.TRIALS
     for t, made in enumerate(trials):
-        ranges = budget.ranges_at(cell["method"], cell["stream"], trials[:t])
+        ranges = budget.ranges_at(budget.space(cell["method"], cell["stream"]), trials[:t])
         assert made["settings"] == budget.drawn(ranges, cell["method"], cell["stream"], t)
         best = max(map(budget.valid, trials[:t]), default=0.0)
         first = made["runs"]["100"]["valid"]
         assert len(made["runs"]) == (1 if first < best - budget.BEHIND else 2)
     for k in budget.CHECKPOINTS:
         runs = tests[str(budget.best_of(trials[:k]))]
-        assert len(runs) >= 5
+        assert len(runs) == budget.SEEDS
         assert not set(runs) & set(map(str, budget.SEARCH_SEEDS))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import scripts
 
@@ -52,12 +54,36 @@ def test_a_value_tried_on_validation_samples_comes_out_the_same() -> None:
     assert comparison.tried("PackNet", "split-task", 0.1, 101) == pytest.approx(stored, abs=0.05)
 
 
+def grown_by(method: str) -> tuple[minicl.Learner, dict[str, Any]]:
+    """The learner whose growth was measured, and what `run` was told."""
+    trials = found["growth search"][method]
+    value = comparison.chosen(found["search"], method, "permuted-task")
+    learner, how = comparison.for_growth(method, trials[comparison.budget.best_of(trials)]["settings"], value)
+    return learner, how
+
+
+@pytest.mark.parametrize("method", comparison.GROWN)
+def test_growth_was_searched_with_one_budget_and_is_what_the_program_draws(method: str) -> None:
+    trials = found["growth search"][method]
+    assert len(trials) == comparison.budget.TRIALS
+    for t, made in enumerate(trials):
+        assert made["settings"] == comparison.drawn_for_growth(method, trials[:t])
+        assert set(made["runs"]) <= set(map(str, comparison.SEARCH_SEEDS))
+        assert made["runs"]
+
+
+def test_the_first_tasks_of_growth_come_out_the_same() -> None:
+    learner, how = grown_by("HAT")
+    rows = found["growth"]["HAT 2"]["rows"]
+    for t, task in enumerate(comparison.GROWTH(seed=2)[:3]):
+        result = minicl.run(learner, [task], seed=2000 + t, progress=False, **how)
+        assert result.accuracy[0, 0] == pytest.approx(rows[t]["newest"], abs=0.05)  # another processor rounds otherwise
+
+
 def test_growth_is_what_the_methods_say() -> None:
     """What a task adds, without training: the same parameters and bytes after every task."""
     for method in ("PNN", "HAT", "PackNet", "ER"):
-        learner = minicl.METHODS[comparison.NAMES[method]](
-            minicl.mlp(*comparison.GROWN_WIDTHS), **comparison.ALWAYS.get(method, {})
-        )
+        learner, _ = grown_by(method)
         rows = found["growth"][f"{method} 0"]["rows"]
         assert len(rows) == 20
         for task, row in zip(comparison.GROWTH(seed=0)[:4], rows, strict=False):
