@@ -107,7 +107,7 @@ STREAMS: dict[str, tuple[Stream, dict[str, Any]]] = {
         for s in minicl.SCENARIOS
     },
 }
-DIGITS = tuple(stream for stream, (_, how) in STREAMS.items() if how in (SPLIT, PERMUTED))
+DIGITS = ("split-class", "split-domain", "split-task", "permuted-task")
 REPORTED = (*DIGITS, *(stream for stream, (_, how) in STREAMS.items() if how is FEW_IMAGES))
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import scripts
+import torch
 
 from minicl import files
+from minicl.samples import Samples
 
 budget = scripts.load("benchmarks/budget.py")
 CELLS = files.read_json(budget.RESULTS)["cells"] if budget.RESULTS.exists() else []
+IMAGES = Path(os.environ.get("MINICL_DATA", scripts.ROOT.parent / "shared" / "data"))
 NAMED = [pytest.param(cell, id=f"{cell['stream']}-{cell['method']}") for cell in CELLS]
 
 
@@ -89,6 +94,22 @@ def test_a_trial_far_behind_is_spared_its_second_seed() -> None:
     assert not budget.hopeless(trial(0.1), [])
 
 
+def test_every_method_is_searched_on_every_stream_that_is_reported() -> None:
+    found = [(cell["stream"], cell["method"]) for cell in CELLS]
+    assert sorted(found) == sorted(itertools.product(budget.REPORTED, budget.METHODS))
+
+
+def test_few_images_are_so_many_of_each_class_and_others_with_another_seed() -> None:
+    samples = Samples(torch.arange(60.0)[:, None], torch.arange(60) % 3)
+    first, same, other = (budget.sample(samples, 5, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    for drawn in (first, other):
+        assert drawn.y.bincount().tolist() == [5, 5, 5]
+        assert torch.equal(drawn.x[:, 0] % 3, drawn.y.float())  # each with its own label
+        assert len(drawn.x.unique()) == 15  # none twice
+    assert torch.equal(first.x, same.x)
+    assert not torch.equal(first.x, other.x)
+
+
 @pytest.mark.parametrize("cell", NAMED)
 def test_a_stored_search_is_whole_and_is_what_the_program_draws(cell: dict[str, Any]) -> None:
     trials, tests = cell["trials"], cell["tests"]
@@ -105,12 +126,25 @@ def test_a_stored_search_is_whole_and_is_what_the_program_draws(cell: dict[str, 
         assert not set(runs) & set(map(str, budget.SEARCH_SEEDS))
 
 
-@pytest.mark.parametrize(("method", "seed"), [("FineTune", 1), ("NCM", 0), ("ER", 2), ("PackNet", 3)])
-def test_a_sample_of_the_runs_comes_out_the_same(method: str, seed: int) -> None:
-    (cell,) = [cell for cell in CELLS if (cell["method"], cell["stream"]) == (method, "split-class")]
+AGAIN = [
+    ("split-class", "FineTune", 1),
+    ("split-class", "NCM", 0),
+    ("split-class", "ER", 2),
+    ("split-class", "PackNet", 3),
+    ("permuted-task", "SLDA", 4),
+    ("few-mnist-class", "SLDA", 5),
+    ("few-fashion-task", "FineTune", 6),
+]
+
+
+@pytest.mark.parametrize(("stream", "method", "seed"), AGAIN)
+def test_a_sample_of_the_runs_comes_out_the_same(stream: str, method: str, seed: int) -> None:
+    if stream.startswith("few") and not (IMAGES / "FashionMNIST").is_dir():
+        pytest.skip("MNIST and Fashion-MNIST are not there; MINICL_DATA can name their folder")
+    (cell,) = [cell for cell in CELLS if (cell["method"], cell["stream"]) == (method, stream)]
     best = budget.best_of(cell["trials"])
     stored = cell["tests"][str(best)][str(seed)]
-    now = budget.measure(method, "split-class", cell["trials"][best]["settings"], seed)
+    now = budget.measure(method, stream, cell["trials"][best]["settings"], seed, str(IMAGES))
     assert now["test"] == pytest.approx(stored["test"], abs=0.05)  # another processor may round otherwise
     assert now["valid"] == pytest.approx(stored["valid"], abs=0.05)
     assert now["stored"] == stored["stored"]

@@ -125,7 +125,7 @@ def test_one_word_for_the_fold(name: str) -> None:
 def test_tables_of_results_have_a_number_and_a_caption(fresh: Any) -> None:
     page = fresh("book/comparison").page
     captions = page.locator("figure.printed-table > figcaption").all_inner_texts()
-    assert len(captions) == 4
+    assert len(captions) == 6
     assert all(re.match(r"Table \d+", caption) for caption in captions)
     bold = page.locator("figure.printed-table table.results strong").all_inner_texts()
     assert len(bold) >= 4
