@@ -36,7 +36,7 @@ def test_dials_were_searched_on_a_seed_that_no_result_uses_until_the_best_was_in
     assert set(STORED["search"]) == {f"{lr} {c}" for lr in SCRIPT.RATES for c in SCRIPT.SHARES}
 
 
-@pytest.mark.parametrize("part", ["halves", "permuted-500"])
+@pytest.mark.parametrize("part", list(SCRIPT.CASES))
 def test_isolation_forgets_nothing_there(part: str) -> None:
     assert len(STORED[part]) >= 2
     assert all(run["BWT"] == 0 for run in STORED[part].values())
