@@ -290,6 +290,24 @@ def ranges_at(ranges: dict[str, Range | Choice], trials: Sequence[dict[str, Any]
     return ranges
 
 
+def search(
+    trials: list[dict[str, Any]],
+    n_trials: int,
+    draw: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    run: Callable[[dict[str, Any], int], dict[str, Any]],
+    keep: Callable[[], object],
+) -> None:
+    """Add what is missing of so many trials: `draw` gives the settings of the next, `keep` is called after each run."""
+    for t in range(n_trials):
+        if t == len(trials):
+            trials.append({"settings": draw(trials), "runs": {}})
+        trial = trials[t]
+        for seed in SEARCH_SEEDS:
+            if str(seed) not in trial["runs"] and not hopeless(trial, trials[:t]):
+                trial["runs"][str(seed)] = run(trial["settings"], seed)
+                keep()
+
+
 def work(method: str, stream: str, out: Path, root: str, n_trials: int, seeds: int) -> str:
     """Whatever is missing of a method on a stream."""
     torch.set_num_threads(1)
@@ -297,15 +315,13 @@ def work(method: str, stream: str, out: Path, root: str, n_trials: int, seeds: i
     found: dict[str, Any] = (
         files.read_json(path) if path.exists() else {"method": method, "stream": stream, "trials": [], "tests": {}}
     )
-    for t in range(n_trials):
-        if t == len(found["trials"]):
-            settings = drawn(ranges_at(space(method, stream), found["trials"]), method, stream, t)
-            found["trials"].append({"settings": settings, "runs": {}})
-        trial = found["trials"][t]
-        for seed in SEARCH_SEEDS:
-            if str(seed) not in trial["runs"] and not hopeless(trial, found["trials"][:t]):
-                trial["runs"][str(seed)] = measure(method, stream, trial["settings"], seed, root)
-                files.write_json(path, found)
+    search(
+        found["trials"],
+        n_trials,
+        lambda before: drawn(ranges_at(space(method, stream), before), method, stream, len(before)),
+        lambda settings, seed: measure(method, stream, settings, seed, root),
+        lambda: files.write_json(path, found),
+    )
     for winner in dict.fromkeys(best_of(found["trials"][:n]) for n in CHECKPOINTS if n <= n_trials):
         tests = found["tests"].setdefault(str(winner), {})
         for seed in range(seeds):

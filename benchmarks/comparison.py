@@ -201,7 +201,7 @@ def for_growth(method: str, settings: dict[str, Any], value: float | None) -> tu
     return minicl.METHODS[NAMES[method]](minicl.mlp(*GROWN_WIDTHS), **own), how
 
 
-def tried_for_growth(method: str, settings: dict[str, Any], value: float | None, seed: int) -> dict[str, Any]:
+def tried_for_growth(method: str, value: float | None, settings: dict[str, Any], seed: int) -> dict[str, Any]:
     """Mean accuracy on validation samples after twenty tasks; 0, and why, where training fails."""
     learner, how = for_growth(method, settings, value)
     stream = GROWTH(seed=seed)
@@ -210,18 +210,6 @@ def tried_for_growth(method: str, settings: dict[str, Any], value: float | None,
     except (ValueError, FloatingPointError) as error:
         return {"valid": 0.0, "failed": str(error)[:200]}
     return {"valid": statistics.mean(minicl.evaluate(learner, task, "valid") for task in stream)}
-
-
-def search_growth(method: str, value: float | None, trials: list[dict[str, Any]]) -> dict[str, Any]:
-    """The settings that are best on validation samples, after the trials that are still missing."""
-    for t in range(budget.TRIALS):
-        if t == len(trials):
-            trials.append({"settings": drawn_for_growth(method, trials), "runs": {}})
-        for seed in SEARCH_SEEDS:
-            if str(seed) not in trials[t]["runs"] and not budget.hopeless(trials[t], trials[:t]):
-                trials[t]["runs"][str(seed)] = tried_for_growth(method, trials[t]["settings"], value, seed)
-    best: dict[str, Any] = trials[budget.best_of(trials)]["settings"]
-    return best
 
 
 def growth(method: str, settings: dict[str, Any], value: float | None, seed: int) -> dict[str, Any]:
@@ -299,8 +287,14 @@ def main() -> None:
         if method in GROWN:
             value = chosen(found["search"], method, "permuted-task")
             trials = found.setdefault("growth search", {}).setdefault(method, [])
-            settings = search_growth(method, value, trials)
-            files.write_json(arguments.results, found)
+            budget.search(
+                trials,
+                budget.TRIALS,
+                partial(drawn_for_growth, method),
+                partial(tried_for_growth, method, value),
+                lambda: files.write_json(arguments.results, found),
+            )
+            settings = trials[budget.best_of(trials)]["settings"]
             for seed in SEEDS:
                 if f"{method} {seed}" not in found["growth"]:
                     found["growth"][f"{method} {seed}"] = growth(method, settings, value, seed)
